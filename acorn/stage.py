@@ -1,0 +1,146 @@
+"""The contract between the spine and a stage.
+
+A stage package declares `STAGES` in its `stage.py`: plain data that costs no heavy import. The spine resolves a
+recipe into keys with it, and starts one worker (or `processes` of them) that imports `Stage.run` and calls it with a
+`Job`. Whatever `run` leaves in `job.out` becomes the artifact; `job.scratch` outlives a kill, so a retry resumes there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from acorn.tracking import Tracker
+
+
+class Identity(BaseModel):
+    """Fields that change the result; all of them enter the artifact's key. Seeds belong here."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Execution(BaseModel):
+    """Fields that must not change the result: device, process counts, micro-batch sizes, logging cadence."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+
+
+class Launched(Execution):
+    """Execution of a stage that `torchrun` or `accelerate launch` starts."""
+
+    processes: int | None = None
+    """Processes on this node; default: the GPUs present, else 1."""
+    nodes: int = 1
+    node_rank: int = 0
+    rendezvous: str | None = None
+    """`host:port` of node 0, required when `nodes` > 1."""
+    accelerate: str | None = None
+    """Accelerate config file for stages that `accelerate launch` starts; default: chosen from device and processes."""
+
+
+@dataclass(frozen=True)
+class SourceMark:
+    """Marks a field that names outside data; see `Source`."""
+
+
+Source = Annotated[str, SourceMark()]
+"""A local path or a hub id. In the key a local path is replaced by the digest of its content, so moving data changes
+nothing and editing it makes the step stale; a hub id stays as it is (pin it with a `revision` field)."""
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something wrong with a step's config: `field` is its dotted path inside config or execution."""
+
+    field: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One kind of step. `run` and `check` are `"module:function"`, imported only in a worker."""
+
+    name: str
+    package: str
+    version: int
+    """Raise it when the same config and inputs give another result: every key of this stage changes."""
+    identity: type[Identity]
+    execution: type[Execution]
+    output: str
+    """Kind of the artifact made; docs/artifacts.md lists the kinds and their files."""
+    run: str
+    """`run(job: Job) -> dict[str, float]`: the step's final metrics; `ledger/tokens` and `ledger/flops` go to the ledger."""
+    inputs: Mapping[str, str] = field(default_factory=dict)
+    """role -> kind; a role ending in `?` may be absent."""
+    more: str | None = None
+    """Kind of further inputs, under roles of the recipe's choosing (an evaluation's models)."""
+    check: str | None = None
+    """`check(identity, execution) -> list[Problem]`: asks the stage's library about the arguments passed through to it."""
+    launcher: Literal["python", "torchrun", "accelerate"] = "python"
+
+    def load(self, target: str) -> Callable[..., Any]:
+        """Import `"module:function"`."""
+        module, _, function = target.partition(":")
+        return getattr(import_module(module), function)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step at work, as a worker process sees it."""
+
+    recipe: str
+    step: str
+    stage: str
+    config: Any
+    """The stage's `Identity`, validated."""
+    execution: Any
+    """The stage's `Execution`, validated."""
+    inputs: dict[str, Path]
+    """role -> folder of the input artifact, verified and read-only; in the recipe's order."""
+    digests: dict[str, str]
+    """role -> digest of the input artifact."""
+    out: Path
+    """What is here when `run` returns is published. Empty at the start of every attempt. Files under `logs/` are kept
+    and hashed, but are no part of the artifact's digest: timings and other things that differ from run to run."""
+    scratch: Path
+    """Kept between attempts until the step is published: a trainer's checkpoints, finished shards."""
+    group: str
+    """Name of this run of the recipe: the W&B group."""
+
+    @property
+    def rank(self) -> int:
+        """Global rank of this process: 0 when it is the only one."""
+        import os
+
+        return int(os.environ.get("RANK", "0"))
+
+    @property
+    def world_size(self) -> int:
+        import os
+
+        return int(os.environ.get("WORLD_SIZE", "1"))
+
+    def device(self) -> str:
+        """`"cuda"` or `"cpu"`; imports torch to find out when `execution.device` is `"auto"`."""
+        if self.execution.device != "auto":
+            return str(self.execution.device)
+        import torch
+
+        return "cuda" if torch.cuda.is_available() else "cpu"
+
+    def track(self, resume_step: int | None = None) -> Tracker:
+        """Open the step's tracker (metrics.jsonl and W&B); a no-op on every rank but 0.
+
+        `resume_step`: last step that the resumed checkpoint holds; later lines of an earlier attempt are dropped.
+        """
+        from acorn.tracking import Tracker
+
+        return Tracker.open(self, resume_step)
