@@ -1,0 +1,155 @@
+"""What each `acorn` command does."""
+
+from __future__ import annotations
+
+import json
+import signal
+from argparse import Namespace
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from types import FrameType
+
+from rich.console import Console
+
+from acorn import tables
+from acorn.check import library_faults
+from acorn.launch import StepFailed
+from acorn.plan import plan as make_plan
+from acorn.recipe import Fault, Recipe, RecipeError, load_recipe, nearest
+from acorn.resolve import MissingInput
+from acorn.run import StepEvent, run_recipe
+from registry import Registry, RegistryError
+
+console = Console(stderr=True, highlight=False)
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C: children first, then a word on how to go on."""
+
+
+def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
+    """Run a command; known failures become a sentence and exit code 1, an interruption 130 (SIGTERM: 143)."""
+    signal.signal(signal.SIGTERM, _on_sigterm)
+    try:
+        return handler(options)
+    except RecipeError as error:
+        console.print(tables.faults(error.faults))
+    except (MissingInput, StepFailed, RegistryError, FileNotFoundError) as error:
+        console.print(f"[red]error:[/] {error}", soft_wrap=True)
+    except KeyboardInterrupt as stopped:
+        again = f" The same command goes on from here: acorn {options.command} {getattr(options, 'recipe', '')}"
+        console.print(f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept.{again}")
+        return 143 if isinstance(stopped, Terminated) else 130
+    return 1
+
+
+def _on_sigterm(number: int, frame: FrameType | None) -> None:
+    raise Terminated
+
+
+def plan(options: Namespace) -> int:
+    registry = Registry(options.home)
+    recipe = load_checked(options, registry)
+    Console().print(tables.plan(recipe, make_plan(recipe, registry)))
+    return 0
+
+
+def run(options: Namespace) -> int:
+    registry = Registry(options.home)
+    recipe = load_checked(options, registry)
+    selected: Iterable[str] | None = None
+    if options.only:
+        selected = [_step(recipe, name) for name in options.only]
+    elif options.from_step:
+        selected = recipe.downstream(_step(recipe, options.from_step))
+    run_recipe(recipe, registry, tell, selected)
+    return 0
+
+
+def stage(options: Namespace) -> int:
+    """The steps of one stage or stage package (`acorn sft`, `python -m posttrain`)."""
+    registry = Registry(options.home)
+    recipe = load_checked(options, registry)
+    own = [s.name for s in recipe.steps.values() if options.command in (s.stage.package, s.stage.name)]
+    for name in options.step or []:
+        if _step(recipe, name) not in own:
+            made_by = recipe.steps[name].stage.package
+            raise StepFailed(f"step '{name}' belongs to {made_by}: run `acorn {made_by} {options.recipe} --step {name}`")
+    if not own:
+        raise StepFailed(f"{options.recipe} has no {options.command} step")
+    run_recipe(recipe, registry, tell, options.step or own)
+    return 0
+
+
+def report(options: Namespace) -> int:
+    from acorn.report import write_report
+
+    registry = Registry(options.home)
+    recipe = load_recipe(options.recipe, options.overrides)
+    path = write_report(recipe, registry, Path(options.output or f"{recipe.name}-report.html"))
+    Console().print(f"wrote {path}", soft_wrap=True)
+    return 0
+
+
+def doctor(options: Namespace) -> int:
+    from acorn.doctor import examine
+
+    Console().print(tables.pairs("this machine", examine(Registry(options.home).home)))
+    return 0
+
+
+def artifacts(options: Namespace) -> int:
+    registry = Registry(options.home)
+    out = Console()
+    match options.action:
+        case "ls":
+            out.print(tables.artifacts(registry.artifacts(), registry.refs()))
+        case "show":
+            manifest = registry.get(options.name).path / "manifest.json"
+            out.print_json(manifest.read_text())
+        case "lineage":
+            out.print(tables.artifacts(registry.lineage(registry.get(options.name).key), registry.refs()))
+        case "diff":
+            out.print_json(json.dumps(registry.diff(options.name, options.other), default=str))
+        case "tag":
+            registry.tag(options.tag, registry.get(options.name).key)
+        case "untag":
+            registry.untag(options.tag)
+        case "verify":
+            return _verify(registry, options.names, out)
+        case "gc":
+            removed = registry.gc(min_age_seconds=options.min_age_hours * 3600, dry_run=options.dry_run)
+            out.print(f"{'would remove' if options.dry_run else 'removed'} {len(removed)}: {' '.join(removed)}")
+        case "push":
+            registry.push(options.name, options.url)
+        case "pull":
+            out.print(registry.pull(options.name, options.url).key)
+    return 0
+
+
+def _verify(registry: Registry, names: list[str], out: Console) -> int:
+    damages = registry.verify([registry.get(name).key for name in names] or None)
+    for damage in damages:
+        out.print(f"[red]damaged:[/] {damage}", soft_wrap=True)
+    out.print(f"{len(damages)} damaged" if damages else "all artifacts are whole")
+    return 1 if damages else 0
+
+
+def load_checked(options: Namespace, registry: Registry) -> Recipe:
+    """The recipe, with its libraries' opinion; RecipeError carries all faults of both kinds."""
+    recipe = load_recipe(options.recipe, options.overrides)
+    faults: list[Fault] = library_faults(recipe, registry.home)
+    if faults:
+        raise RecipeError(faults)
+    return recipe
+
+
+def _step(recipe: Recipe, name: str) -> str:
+    if name not in recipe.steps:
+        raise StepFailed(f"{recipe.path} has no step '{name}'{nearest(name, recipe.steps)}")
+    return name
+
+
+def tell(event: StepEvent) -> None:
+    """One line per event on stderr."""
+    console.print(tables.event(event))

@@ -1,0 +1,78 @@
+"""Rich tables and lines for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from acorn.plan import PlanRow
+    from acorn.recipe import Fault, Recipe
+    from acorn.run import StepEvent
+
+STATUS_STYLE = {"hit": "green", "stale": "yellow", "missing": "cyan", "waits": "dim"}
+
+
+def plan(recipe: Recipe, rows: Sequence[PlanRow]) -> RenderableType:
+    table = Table(title=f"{recipe.name} ({recipe.path})", title_justify="left")
+    for column in ("step", "stage", "status", "why", "key"):
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        status = Text(row.status, style=STATUS_STYLE[row.status])
+        table.add_row(row.step, row.stage, status, row.why, (row.key or "")[:12])
+    counts = ", ".join(f"{sum(r.status == s for r in rows)} {s}" for s in STATUS_STYLE if any(r.status == s for r in rows))
+    return Group(table, Text(counts))
+
+
+def faults(found: Sequence[Fault]) -> RenderableType:
+    lines = [Text(f"The recipe has {len(found)} fault{'s' if len(found) > 1 else ''}; nothing has run.", style="red")]
+    for fault in found:
+        lines.append(Text.assemble((fault.where, "cyan"), "  ", (fault.field, "bold"), f"  {fault.message}"))
+    return Group(*lines)
+
+
+def event(happened: StepEvent) -> RenderableType:
+    key = happened.artifact.key[:12] if happened.artifact else ""
+    match happened.kind:
+        case "start":
+            return Text(f"▶ {happened.step}", style="bold")
+        case "built":
+            figures = _figures(happened.artifact.manifest.metrics) if happened.artifact else ""
+            return Text.assemble(("✓ ", "green"), f"{happened.step}  ", (f"{key}  {happened.seconds:.1f} s  ", "dim"), figures)
+        case "hit":
+            return Text.assemble(("= ", "green"), f"{happened.step}  ", (f"{key}  already built", "dim"))
+        case "waiting":
+            return Text(f"… {happened.step}: another process is building it", style="dim")
+    return Text(f"· {happened.step}: {happened.kind}", style="dim")
+
+
+def _figures(metrics: Mapping[str, Any], most: int = 4) -> str:
+    shown = [(name, value) for name, value in metrics.items() if isinstance(value, int | float)][:most]
+    return "  ".join(f"{name} {value:,.4g}" for name, value in shown)
+
+
+def artifacts(manifests: Sequence[Any], refs: Mapping[str, str]) -> RenderableType:
+    names: dict[str, list[str]] = {}
+    for name, key in refs.items():
+        names.setdefault(key, []).append(name)
+    table = Table()
+    for column in ("key", "kind", "stage", "created", "size", "names"):
+        table.add_column(column, overflow="fold")
+    for manifest in manifests:
+        size = sum(entry["size"] for entry in manifest.files.values())
+        table.add_row(
+            *(manifest.key[:12], manifest.kind, manifest.stage, manifest.created, f"{size / 1e6:,.2f} MB"),
+            "\n".join(names.get(manifest.key, [])),
+        )
+    return table
+
+
+def pairs(title: str, rows: Mapping[str, str]) -> RenderableType:
+    table = Table(title=title, title_justify="left", show_header=False)
+    for name, value in rows.items():
+        table.add_row(name, value)
+    return table

@@ -1,0 +1,6 @@
+"""`python -m export RECIPE [--step NAME]`: the export steps of a recipe; launchers start it with `--job FILE`."""
+
+from acorn.__main__ import stage_main
+
+if __name__ == "__main__":
+    stage_main("export")
