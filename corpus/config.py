@@ -1,0 +1,177 @@
+"""Typed config of the four corpus stages: `problems`, `text`, `tokenizer`, `tokens`.
+
+Identity fields enter the artifact's key. Outside data is named by `Source` fields: the key holds the digest of its
+content, so every result here depends on contents and never on where a file lies or what its folder is called.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from acorn.stage import Execution, Identity, Source
+
+SPECIAL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
+"""In this order, from id 0 (docs/artifacts.md, Text conventions)."""
+
+SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS)
+"""Every byte and every special token; anything learned comes on top."""
+
+
+class Part(BaseModel):
+    """A part of an identity: strict and frozen like the whole."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class Mix(Part):
+    """Shares of the pre-training documents, by number of documents; they need not add up to 1.
+
+    30 : 55 : 15 is what small models learned fastest from: bare equations teach the arithmetic, problems its use.
+    """
+
+    problems: float = Field(0.30, ge=0)
+    equations: float = Field(0.55, ge=0)
+    prose: float = Field(0.15, ge=0)
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if self.problems + self.equations + self.prose <= 0:
+            raise ValueError("every weight of the mix is 0: give at least one of problems, equations, prose a share")
+        return self
+
+
+class ProblemsIdentity(Identity):
+    """The procedural world; all of it follows from `seed`."""
+
+    seed: int = 0
+    documents: int = Field(20_000, ge=1)
+    """Pre-training documents (train); about 70 tokens each with the trained tokenizer."""
+    validation_documents: int = Field(500, ge=1)
+    """Held-out documents of the same mix."""
+    mix: Mix = Mix()
+    problems_train: int = Field(5_000, ge=0)
+    """Problems for synthetic data, SFT, DPO; spread evenly over the levels."""
+    problems_test: int = Field(500, ge=0)
+    levels: tuple[int, ...] = (1, 2, 3, 4, 5)
+    """Level n takes n + 1 steps; level 4 adds one distractor sentence, level 5 two."""
+    license: str = "Apache-2.0"
+
+    @model_validator(mode="after")
+    def _known_levels(self) -> Self:
+        if unknown := sorted(set(self.levels) - {1, 2, 3, 4, 5}):
+            raise ValueError(f"levels: {unknown} are not among 1, 2, 3, 4, 5")
+        if not self.levels:
+            raise ValueError("levels: name at least one of 1, 2, 3, 4, 5")
+        if len(set(self.levels)) < len(self.levels):
+            raise ValueError(f"levels: {list(self.levels)} names a level twice; the levels are spread evenly")
+        return self
+
+
+class TextSource(Part):
+    """Somebody's own text: a local file or folder, or a hub data set id."""
+
+    path: Source
+    format: Literal["auto", "txt", "md", "jsonl", "parquet", "hub"] = "auto"
+    """`auto` goes by the ending: .txt, .md, .jsonl, .jsonl.gz, .parquet (of a folder: every such file in it)."""
+    text_field: str = "text"
+    """Column of jsonl, parquet and hub rows; one row is one document."""
+    document_characters: int = Field(4_000, ge=1)
+    """Plain text is cut into documents at blank lines: paragraphs are put together up to this many characters."""
+    label: str = "text"
+    """`source` of the documents, which evaluation and statistics go by."""
+    name: str | None = None
+    """Hub: name of the data set's configuration."""
+    split: str = "train"
+    validation_split: str | None = None
+    """Hub: the data set's own split for validation; default: hold-out by hash."""
+    revision: str | None = None
+    """Hub: commit to pin; without it the id alone stands for the data."""
+    limit: int | None = Field(None, ge=1)
+    """Read at most so many documents of this source."""
+
+
+class ProblemSource(Part):
+    """Problems with worked answers in GSM8K's form: columns `question` and `answer`, the answer's last line `#### N`."""
+
+    path: Source
+    format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
+    question_field: str = "question"
+    answer_field: str = "answer"
+    label: str = "problems"
+    name: str | None = None
+    split: str = "train"
+    test_path: Source | None = None
+    """Local: the source's own test rows; default: hold-out by hash of the question."""
+    test_split: str | None = None
+    """Hub: the source's own test split, likewise."""
+    revision: str | None = None
+    limit: int | None = Field(None, ge=1)
+
+
+class TextIdentity(Identity):
+    """Text and problems from outside."""
+
+    text: tuple[TextSource, ...] = ()
+    problems: tuple[ProblemSource, ...] = ()
+    problems_as_text: bool = True
+    """Whether the train problems are pre-training documents, too."""
+    validation_fraction: float = Field(0.02, ge=0, lt=1)
+    """Share of the documents held out, chosen by a hash of their text."""
+    test_fraction: float = Field(0.1, ge=0, lt=1)
+    """Share of the problems held out where the source has no test part, chosen by a hash of the question."""
+    license: str
+    """Licence of the data, such as `"MIT"` or `"CC-BY-SA-3.0"`; it goes into every descendant's manifest."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.text and not self.problems:
+            raise ValueError("text and problems are both empty: name at least one source")
+        return self
+
+
+class TokenizerIdentity(Identity):
+    """A byte-level BPE trained on the corpus, or an existing tokenizer taken as it is."""
+
+    vocab_size: int = 2_048
+    """Entries including 256 bytes and 4 special tokens; ignored with `pretrained`."""
+    min_frequency: int = Field(2, ge=1)
+    """A pair seen less often is not merged."""
+    template: Source | None = None
+    """File of an own chat template; default: `corpus/chat_template.jinja`."""
+    pretrained: Source | None = None
+    """Folder or hub id of a tokenizer to take instead of training one."""
+    revision: str | None = None
+    """Hub: commit of `pretrained`."""
+
+    @model_validator(mode="after")
+    def _room_for_bytes(self) -> Self:
+        if self.pretrained is None and self.vocab_size <= SMALLEST_VOCABULARY:
+            raise ValueError(
+                f"vocab_size: {self.vocab_size} leaves no room to learn from: 256 bytes and {len(SPECIAL_TOKENS)} "
+                f"special tokens take {SMALLEST_VOCABULARY}; set 512 or more"
+            )
+        return self
+
+
+class TokensIdentity(Identity):
+    """The corpus as token ids."""
+
+    seed: int = 0
+    """Of the order of the documents."""
+    document_token: str | None = None
+    """Token that opens each document; default: the tokenizer's `bos`."""
+    minimum_tokens: int = Field(1, ge=1)
+    """Refuse a corpus with fewer train tokens."""
+
+
+class CorpusExecution(Execution):
+    """Nothing to choose: these stages run on one CPU process."""
+
+
+class TokensExecution(Execution):
+    """How the work is cut up."""
+
+    batch_documents: int = Field(1_024, ge=1)
+    """Documents tokenised at a time; memory grows with it, the result does not change."""

@@ -1,0 +1,59 @@
+"""What the corpus package offers to recipes: plain data, no heavy import."""
+
+from __future__ import annotations
+
+from acorn.stage import Stage
+from corpus.config import (
+    CorpusExecution,
+    ProblemsIdentity,
+    TextIdentity,
+    TokenizerIdentity,
+    TokensExecution,
+    TokensIdentity,
+)
+
+PROBLEMS = Stage(
+    name="problems",
+    package="corpus",
+    version=1,
+    identity=ProblemsIdentity,
+    execution=CorpusExecution,
+    output="corpus",
+    run="corpus.problems:run",
+)
+
+TEXT = Stage(
+    name="text",
+    package="corpus",
+    version=1,
+    identity=TextIdentity,
+    execution=CorpusExecution,
+    output="corpus",
+    run="corpus.text:run",
+    check="corpus.check:check_text",
+)
+
+TOKENIZER = Stage(
+    name="tokenizer",
+    package="corpus",
+    version=1,
+    identity=TokenizerIdentity,
+    execution=CorpusExecution,
+    inputs={"corpus?": "corpus"},
+    output="tokenizer",
+    run="corpus.tokenizers:run",
+    check="corpus.check:check_tokenizer",
+)
+
+TOKENS = Stage(
+    name="tokens",
+    package="corpus",
+    version=1,
+    identity=TokensIdentity,
+    execution=TokensExecution,
+    inputs={"corpus": "corpus", "tokenizer": "tokenizer"},
+    output="tokens",
+    run="corpus.tokens:run",
+)
+
+STAGES: tuple[Stage, ...] = (PROBLEMS, TEXT, TOKENIZER, TOKENS)

@@ -1,0 +1,89 @@
+"""Writes a corpus artifact: documents in shards, problems, and `stats.json` with what was written.
+
+Rows are appended one at a time, so memory does not grow with the corpus.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TextIO
+
+from acorn.problems import WordProblem
+
+SHARD_DOCUMENTS = 100_000
+"""Documents a file: about 30 MB of the procedural world, small enough to open in an editor."""
+
+Part = Literal["train", "validation"]
+
+
+def to_line(row: Any) -> str:
+    return json.dumps(row, ensure_ascii=False) + "\n"
+
+
+class CorpusWriter:
+    """Use as a context manager; `stats.json` is written on leaving without an error."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+        self._files: dict[Part, TextIO] = {}
+        self.documents: dict[Part, Counter[str]] = {"train": Counter(), "validation": Counter()}
+        self.characters: dict[Part, Counter[str]] = {"train": Counter(), "validation": Counter()}
+        self.problems: dict[str, dict[str, int]] = {}
+        self.notes: dict[str, Any] = {}
+        """Further figures for `stats.json`."""
+
+    def document(self, part: Part, text: str, source: str) -> None:
+        count = self.documents[part].total()
+        if count % SHARD_DOCUMENTS == 0:
+            self._open_shard(part, count // SHARD_DOCUMENTS)
+        self._files[part].write(to_line({"text": text, "source": source}))
+        self.documents[part][source] += 1
+        self.characters[part][source] += len(text)
+
+    def write_problems(self, part: Literal["train", "test"], rows: Iterable[WordProblem]) -> None:
+        path = self._out / "problems" / f"{part}.jsonl"
+        path.parent.mkdir(exist_ok=True)
+        levels: Counter[int] = Counter()
+        with path.open("w", encoding="utf-8") as file:
+            for row in rows:
+                file.write(to_line(row))
+                levels[row["level"]] += 1
+        self.problems[part] = {str(level): levels[level] for level in sorted(levels)}
+
+    def metrics(self) -> dict[str, float]:
+        """Figures for the step's final metrics."""
+        figures: dict[str, float] = {}
+        for part in self.documents:
+            figures[f"corpus/{part}_documents"] = self.documents[part].total()
+            figures[f"corpus/{part}_characters"] = self.characters[part].total()
+        for part, levels in self.problems.items():
+            figures[f"corpus/problems_{part}"] = sum(levels.values())
+        return figures
+
+    def _open_shard(self, part: Part, index: int) -> None:
+        if part in self._files:
+            self._files[part].close()
+        (self._out / part).mkdir(exist_ok=True)
+        self._files[part] = (self._out / part / f"{index:05d}.jsonl").open("w", encoding="utf-8")
+
+    def __enter__(self) -> CorpusWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for file in self._files.values():
+            file.close()
+        if kind is None:
+            counts: dict[str, Any] = {"documents": self.documents, "characters": self.characters}
+            stats = {
+                name: {part: _ordered(counter) for part, counter in parts.items()} for name, parts in counts.items()
+            }
+            stats |= {"problems": self.problems, **self.notes}
+            (self._out / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
+
+
+def _ordered(counter: Counter[str]) -> dict[str, int]:
+    return {key: counter[key] for key in sorted(counter)}
