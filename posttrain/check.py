@@ -1,0 +1,80 @@
+"""Asks TRL's own config classes about the arguments a recipe passes through to them, before anything runs."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tempfile
+import types
+import typing
+from typing import Any
+
+from acorn.stage import Problem
+from posttrain.arguments import RENAMED, misplaced, split_batch
+from posttrain.config import PosttrainConfig, PosttrainExecution
+
+
+def check_sft(identity: PosttrainConfig, execution: PosttrainExecution) -> list[Problem]:
+    """Problems of an `sft` step."""
+    from trl.trainer.sft_config import SFTConfig
+
+    return check(SFTConfig, identity, execution)
+
+
+def check_dpo(identity: PosttrainConfig, execution: PosttrainExecution) -> list[Problem]:
+    """Problems of a `dpo` step."""
+    from trl.trainer.dpo_config import DPOConfig
+
+    return check(DPOConfig, identity, execution)
+
+
+def check(library: type, identity: PosttrainConfig, execution: PosttrainExecution) -> list[Problem]:
+    """Wrong blocks, unknown names, text for numbers, a batch that does not divide; then whatever `library` refuses."""
+    problems = [
+        *unknown(library, "training", identity.training),
+        *unknown(library, "execution.training", execution.training),
+    ]
+    unknown_fields = {problem.field for problem in problems}
+    problems += [p for p in misplaced(identity.training, execution.training) if p.field not in unknown_fields]
+    if execution.processes is not None:
+        try:
+            split_batch(identity.global_batch_size, execution.micro_batch_size, execution.processes * execution.nodes)
+        except ValueError as error:
+            problems.append(Problem("global_batch_size", str(error)))
+    return problems or refused(library, {**identity.training, **execution.training})
+
+
+def unknown(library: type, block: str, arguments: dict[str, Any]) -> list[Problem]:
+    """Names that `library` does not have, with their successor or the nearest name; numbers given as text."""
+    known = {field.name for field in dataclasses.fields(library)}
+    types_of = typing.get_type_hints(library)
+    problems = []
+    for name, value in arguments.items():
+        if name in RENAMED and name not in known:
+            message = f"{library.__name__} of TRL 1.16 has no `{name}`: {RENAMED[name]}"
+        elif name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            message = f"{library.__name__} has no argument `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
+        elif isinstance(value, str) and takes_number_only(types_of[name]):
+            message = f"{value!r} is text, not a number (YAML reads 1e-3 as text: write 1.0e-3)"
+        else:
+            continue
+        problems.append(Problem(f"{block}.{name}", message))
+    return problems
+
+
+def takes_number_only(hint: Any) -> bool:
+    """Whether a field typed `hint` holds numbers and no text."""
+    options = set(typing.get_args(hint)) if isinstance(hint, types.UnionType) else {hint}
+    return bool(options & {int, float}) and str not in options
+
+
+def refused(library: type, arguments: dict[str, Any]) -> list[Problem]:
+    """What `library` itself says against these values; `use_cpu`, because bf16 is refused on a machine without GPU."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = {"bf16": False, "gradient_checkpointing": False, **arguments}
+        try:
+            library(**settings, output_dir=folder, use_cpu=True, report_to="none")
+        except (ValueError, TypeError, ImportError, NotImplementedError, AttributeError) as error:
+            return [Problem("training", f"{library.__name__} refuses it: {error}")]
+    return []

@@ -1,0 +1,33 @@
+"""The stages `sft` and `dpo`: a model and its training rows in, a model out."""
+
+from __future__ import annotations
+
+from acorn.stage import Stage
+from posttrain.config import DpoConfig, PosttrainExecution, SftConfig
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="sft",
+        package="posttrain",
+        version=1,
+        identity=SftConfig,
+        execution=PosttrainExecution,
+        output="model",
+        run="posttrain.trl:sft",
+        inputs={"model": "model", "chat": "chat"},
+        check="posttrain.check:check_sft",
+        launcher="accelerate",
+    ),
+    Stage(
+        name="dpo",
+        package="posttrain",
+        version=1,
+        identity=DpoConfig,
+        execution=PosttrainExecution,
+        output="model",
+        run="posttrain.trl:dpo",
+        inputs={"model": "model", "preferences": "preferences"},
+        check="posttrain.check:check_dpo",
+        launcher="accelerate",
+    ),
+)

@@ -1,0 +1,272 @@
+"""SFT and DPO with TRL's trainers (written against TRL 1.16, transformers 5.23, accelerate 1.15).
+
+TRL trains; this file gives it acorn's rows, folders, checkpoints and tracker, and refuses what TRL would let pass in
+silence: one process where several were asked for, no DDP around the model, rows that never train their end of turn.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from accelerate.state import AcceleratorState
+from accelerate.utils import broadcast_object_list
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TrainerCallback
+from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
+
+from acorn.stage import Job
+from acorn.tracking import Tracker
+from posttrain.arguments import misplaced, split_batch
+from posttrain.checkpoint import AtomicCheckpoints, Checkpoint, newest_whole
+from posttrain.config import PosttrainConfig, PosttrainExecution
+from posttrain.data import RowCounts, guard_chat, guard_pairs, load_rows
+
+TOKENIZER_FILES = (
+    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"),
+    *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
+)
+TRAINED = {"loss", "learning_rate", "grad_norm", "epoch", "mean_token_accuracy", "entropy", "aux_loss"}
+"""Of Trainer's log lines, what is passed on as `train/...`, beside everything under `rewards/`, `logps/`, `logits/`."""
+
+
+class AtomicSFTTrainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
+    """`trl.SFTTrainer` with checkpoints that are whole or absent."""
+
+
+class AtomicDPOTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
+    """`trl.DPOTrainer` with checkpoints that are whole or absent."""
+
+
+def sft(job: Job) -> dict[str, float]:
+    """Fine-tune `inputs["model"]` on the conversations of `inputs["chat"]` (stage `sft`)."""
+    trainer, tokenizer = build_sft(job)
+    config: PosttrainConfig = job.config
+    end_of_turn, length = token_id(tokenizer, config.end_of_turn), trainer.args.max_length
+    counts = guard_chat(trainer.train_dataset, trainer.rows_given, end_of_turn, length, config.max_truncated)
+    return train(job, trainer, counts, end_of_turn, flops_per_token=6)
+
+
+def dpo(job: Job) -> dict[str, float]:
+    """Align `inputs["model"]` with the pairs of `inputs["preferences"]` (stage `dpo`)."""
+    trainer, tokenizer = build_dpo(job)
+    config: PosttrainConfig = job.config
+    end_of_turn, length = token_id(tokenizer, config.end_of_turn), trainer.args.max_length
+    counts = guard_pairs(trainer.train_dataset, trainer.rows_given, end_of_turn, length, config.max_truncated)
+    # The reference model's forward pass costs 2 more per parameter and token.
+    return train(job, trainer, counts, end_of_turn, flops_per_token=8)
+
+
+def build_sft(job: Job) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Trainer with its rows prepared, and its tokenizer. Loss on the assistant's turns alone, unless told otherwise."""
+    arguments = SFTConfig(**{"assistant_only_loss": True, **trl_arguments(job)})
+    return _build(job, AtomicSFTTrainer, arguments, "chat", ("messages",))
+
+
+def build_dpo(job: Job) -> tuple[Any, PreTrainedTokenizerBase]:
+    """Trainer with its pairs prepared, and its tokenizer."""
+    arguments = DPOConfig(**trl_arguments(job))
+    return _build(job, AtomicDPOTrainer, arguments, "preferences", ("prompt", "chosen", "rejected"))
+
+
+def _build(job: Job, kind: type, arguments: Any, role: str, columns: tuple[str, ...]) -> tuple[Any, Any]:
+    assert_launched(job, arguments)
+    tokenizer = AutoTokenizer.from_pretrained(job.inputs["model"])
+    rows = load_rows(job.inputs[role] / "train.jsonl", columns, job.config.max_rows, job.scratch / "rows")
+    trainer = kind(model=str(job.inputs["model"]), args=arguments, train_dataset=rows, processing_class=tokenizer)
+    trainer.rows_given = len(rows)
+    return trainer, tokenizer
+
+
+def trl_arguments(job: Job) -> dict[str, Any]:
+    """Arguments for TRL's config class: the recipe's, acorn's own, and defaults that suit small models.
+
+    Raises ValueError for an argument in the wrong block, a batch that does not divide, a `max_length` the model lacks.
+    """
+    config: PosttrainConfig = job.config
+    execution: PosttrainExecution = job.execution
+    if problems := misplaced(config.training, execution.training):
+        raise ValueError("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
+    micro, accumulation = split_batch(config.global_batch_size, execution.micro_batch_size, job.world_size)
+    return {
+        # TRL turns both on: bf16 is the recipe's choice, and checkpointing costs 60-80 % of the speed at toy sizes.
+        "bf16": False,
+        "gradient_checkpointing": False,
+        "ddp_find_unused_parameters": False,
+        **config.training,
+        **execution.training,
+        "max_length": max_length(config.training, job.inputs["model"]),
+        "seed": config.seed,
+        "output_dir": str(job.scratch / "checkpoints"),
+        "per_device_train_batch_size": micro,
+        "gradient_accumulation_steps": accumulation,
+        "use_cpu": job.device() == "cpu",
+        "logging_steps": execution.logging_steps,
+        "save_strategy": "steps",
+        "save_steps": execution.save_steps,
+        "report_to": "none",
+    }
+
+
+def max_length(training: Mapping[str, Any], model: Path) -> int | None:
+    """The recipe's `max_length`; by default TRL's 1024, or the model's context where that is shorter."""
+    context = int(json.loads((model / "config.json").read_text()).get("max_position_embeddings", 1024))
+    length = training.get("max_length", min(1024, context))
+    if length is not None and length > context:
+        raise ValueError(f"training.max_length {length} is more than the model's {context} positions; lower it")
+    return None if length is None else int(length)
+
+
+def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    """Id of `token`; ValueError where the tokenizer has no such single token."""
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise ValueError(
+            f"the model's tokenizer has no token {token!r}; set `end_of_turn` to the one its template uses"
+        )
+    return int(found)
+
+
+def train(job: Job, trainer: Any, counts: RowCounts, end_of_turn: int, flops_per_token: int) -> dict[str, float]:
+    """Train from the newest whole checkpoint on, write the model to `job.out` (rank 0), return the final metrics."""
+    newest = newest_checkpoint(trainer)
+    trainer._total_train_tokens = newest.tokens if newest else 0  # TRL starts at 0 again after a resume
+    parameters = count_parameters(trainer)
+    with job.track(resume_step=newest.step if newest else None) as tracker, launched_once():
+        trainer.add_callback(TrackerCallback(tracker, trainer, expected_kind(job)))
+        trainer.train(resume_from_checkpoint=str(newest.path) if newest else None)
+        write_model(job, trainer, end_of_turn)
+        tokens = trainer._total_train_tokens
+        last = next(line for line in reversed(trainer.state.log_history) if "loss" in line)
+        metrics = {
+            **passed_on(last),
+            "train/rows": counts.rows,
+            "train/truncated_rows": counts.truncated,
+            "ledger/tokens": tokens,
+            "ledger/flops": flops_per_token * parameters * tokens,
+        }
+        tracker.log(metrics)
+    return metrics
+
+
+def newest_checkpoint(trainer: Any) -> Checkpoint | None:
+    """Rank 0's newest whole checkpoint, the same for all processes."""
+    found = [newest_whole(Path(trainer.args.output_dir), trainer.layout) if trainer.args.should_save else None]
+    broadcast_object_list(found, from_process=0)
+    return found[0]
+
+
+class TrackerCallback(TrainerCallback):  # type: ignore[misc]
+    """Passes Trainer's log lines on to acorn's tracker, and checks what the model was wrapped in."""
+
+    def __init__(self, tracker: Tracker, trainer: Any, kind: str) -> None:
+        self.tracker, self.trainer, self.kind = tracker, trainer, kind
+        self.tokens, self.since = 0, 0.0
+
+    def on_train_begin(self, *_: Any, **__: Any) -> None:
+        assert_wrapped(self.trainer.model_wrapped, self.kind)
+        self.tokens, self.since = self.trainer._total_train_tokens, time.perf_counter()
+
+    def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
+        if "loss" not in logs:  # Trainer's summary at the end
+            return
+        now, tokens = time.perf_counter(), self.trainer._total_train_tokens
+        speed = (tokens - self.tokens) / (now - self.since)
+        self.tokens, self.since = tokens, now
+        line = {**passed_on(logs), "train/tokens": tokens, "train/tokens_per_second": round(speed, 1)}
+        self.tracker.log(line, step=state.global_step)
+
+
+def passed_on(logs: Mapping[str, float]) -> dict[str, float]:
+    """Trainer's log line under acorn's metric names."""
+    kept = (name for name in logs if name in TRAINED or name.startswith(("rewards/", "logps/", "logits/")))
+    return {f"train/{name}": logs[name] for name in kept}
+
+
+def count_parameters(trainer: Any) -> int:
+    """Parameters that a token passes through: all but an input embedding with a separate output head."""
+    total: int = sum(parameter.numel() for parameter in trainer.model.parameters())
+    inner = trainer.accelerator.unwrap_model(trainer.model)
+    tied = inner.get_output_embeddings() is None or inner.config.get_text_config().tie_word_embeddings
+    return total - (0 if tied else int(inner.get_input_embeddings().weight.numel()))
+
+
+def write_model(job: Job, trainer: Any, end_of_turn: int) -> None:
+    """The model folder: weights gathered from all processes, the input's tokenizer files byte for byte."""
+    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # all ranks take part
+    if job.rank != 0:
+        return
+    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    model.save_pretrained(job.out, state_dict=weights)
+    source = job.inputs["model"]
+    for name in TOKENIZER_FILES:
+        if (source / name).exists():
+            shutil.copyfile(source / name, job.out / name)
+    write_generation_config(source, job.out, end_of_turn)
+
+
+def write_generation_config(source: Path, out: Path, end_of_turn: int) -> None:
+    """The input's file as it is where it already ends at the end of turn, else with that token added."""
+    path = source / "generation_config.json"
+    generation = GenerationConfig.from_pretrained(source) if path.exists() else GenerationConfig()
+    ends = generation.eos_token_id if isinstance(generation.eos_token_id, list) else [generation.eos_token_id]
+    if end_of_turn in ends and path.exists():
+        shutil.copyfile(path, out / path.name)
+        return
+    generation.eos_token_id = [end_of_turn, *(end for end in ends if end is not None)]
+    generation.save_pretrained(out)
+
+
+@contextmanager
+def launched_once() -> Iterator[None]:
+    """Leave no process group and no accelerate state behind, so that a process may run another step."""
+    try:
+        yield
+    finally:
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def expected_kind(job: Job) -> str:
+    """`one`, `ddp`, `fsdp` or `deepspeed`: what the launch configuration asked for."""
+    named = job.execution.accelerate
+    kind = yaml.safe_load(Path(named).read_text())["distributed_type"] if named else ""
+    return {"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(kind, "ddp" if job.world_size > 1 else "one")
+
+
+def assert_launched(job: Job, arguments: Any) -> None:
+    """Raise RuntimeError unless this process sees as many others as the execution asked for.
+
+    accelerate is known to start one process where a CPU file says several, and several that do not know each other.
+    """
+    processes = job.execution.processes
+    asked = job.world_size if processes is None else processes * job.execution.nodes
+    if not asked == job.world_size == arguments.world_size:
+        raise RuntimeError(
+            f"execution asked for {asked} processes, the launcher announced {job.world_size} (WORLD_SIZE) and the "
+            f"trainer sees {arguments.world_size} ({arguments.distributed_state.distributed_type}); on CPUs use "
+            "configs/accelerate/cpu-ddp.yaml: MULTI_CPU files and `use_cpu: true` start one process, or several "
+            "that train alone"
+        )
+
+
+def assert_wrapped(model: Any, kind: str) -> None:
+    """Raise RuntimeError unless `model` is wrapped as the launch configuration asked for."""
+    classes = [cls.__name__ for cls in type(model).__mro__]
+    names = {"DistributedDataParallel": "ddp", "FullyShardedDataParallel": "fsdp", "FSDPModule": "fsdp"}
+    names["DeepSpeedEngine"] = "deepspeed"
+    found = next((names[name] for name in classes if name in names), "one")
+    alone = {found, kind} == {"one", "ddp"} and torch.distributed.is_initialized()
+    if found != kind and not (alone and torch.distributed.get_world_size() == 1):
+        raise RuntimeError(
+            f"the launch configuration asked for {kind}, but the model is a {classes[0]} ({found}): its processes "
+            "would train apart or in the wrong way; compare `execution.accelerate` with configs/accelerate/"
+        )
