@@ -193,9 +193,9 @@ class _Checker:
         built = {name: step for name, raw in steps.items() if (step := self.step(str(name), raw))}
         for step in built.values():
             self.inputs(step, built, steps)
-        order = self.order(built)
+        order = self.order(steps)
         name = str(self.data.get("name", self.path.stem))
-        return Recipe(name, self.path, {key: built[key] for key in order}, self.positions)
+        return Recipe(name, self.path, {key: built[key] for key in order if key in built}, self.positions)
 
     def step(self, name: str, raw: Any) -> Step | None:
         at = ("steps", name)
@@ -253,14 +253,16 @@ class _Checker:
                 hint = f"; steps that make one: {', '.join(fitting)}" if fitting else ""
                 self.fault((*at, role), f"needs a {kind}, but step '{source}' makes a {made}{hint}")
 
-    def order(self, built: Mapping[str, Step]) -> list[str]:
-        graph = {name: [s for s in step.inputs.values() if s in built] for name, step in built.items()}
+    def order(self, steps: Mapping[str, Any]) -> list[str]:
+        """Names of the steps in an order that can run; a cycle is a fault, also among steps that have others."""
+        needs = {name: (raw.get("inputs") or {}) if isinstance(raw, dict) else {} for name, raw in steps.items()}
+        graph = {name: [source for source in inputs.values() if source in steps] for name, inputs in needs.items()}
         try:
             return _stable_order(graph)
         except graphlib.CycleError as error:
             cycle = error.args[1]
             self.fault(("steps", cycle[0], "inputs"), f"the steps form a cycle: {' -> '.join(reversed(cycle))}")
-            return list(built)
+            return list(steps)
 
     def unknown_keys(self, at: tuple[str, ...], raw: Mapping[str, Any], known: Iterable[str]) -> None:
         for key in raw:

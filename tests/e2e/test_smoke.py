@@ -1,0 +1,122 @@
+"""The whole chain of configs/smoke.yaml with its real libraries, undisturbed and killed again and again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from acorn.recipe import load_recipe
+from registry import Registry
+
+RECIPE = Path(__file__).resolve().parents[2] / "configs" / "smoke.yaml"
+STEPS = list(load_recipe(RECIPE).steps)
+FILES = {
+    "corpus": ["problems/test.jsonl", "stats.json"],
+    "tokenizer": ["tokenizer.json", "chat_template.jinja"],
+    "tokens": ["train.bin", "meta.json"],
+    "base": ["model.safetensors", "config.json", "logs/metrics.jsonl"],
+    "chat": ["train.jsonl", "rejected.jsonl", "logs/metrics.jsonl"],
+    "sft": ["model.safetensors", "chat_template.jinja", "logs/metrics.jsonl"],
+    "pairs": ["train.jsonl", "logs/metrics.jsonl"],
+    "dpo": ["model.safetensors", "chat_template.jinja", "logs/metrics.jsonl"],
+    "eval": ["results.json", "samples/base.jsonl", "logs/metrics.jsonl"],
+    "gguf": ["model-f16.gguf", "model-q8_0.gguf", "parity.json", "logs/metrics.jsonl"],
+    "answer": ["transcript.jsonl"],
+}
+
+
+def start(home: Path) -> subprocess.Popen[str]:
+    environ = {**os.environ, "WANDB_MODE": "offline", "ACORN_HOME": str(home), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "acorn", "run", str(RECIPE)]
+    return subprocess.Popen(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def digests(home: Path) -> dict[str, str]:
+    registry = Registry(home)
+    return {name: registry.get(name).digest for name in registry.refs()}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The registry after one whole run."""
+    home = tmp_path_factory.mktemp("smoke") / "home"
+    process = start(home)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said[-5000:]
+    return home
+
+
+def test_every_step_is_an_artifact_with_its_files_and_lineage(undisturbed: Path) -> None:
+    registry = Registry(undisturbed)
+    assert sorted(registry.refs()) == sorted(f"smoke/{step}" for step in STEPS)
+    for step, names in FILES.items():
+        artifact = registry.get(f"smoke/{step}")
+        assert [name for name in names if not (artifact.path / name).is_file()] == [], step
+    ancestors = {manifest.stage for manifest in registry.lineage(registry.get("smoke/answer").key)}
+    assert ancestors == {
+        *("problems", "tokenizer", "tokens", "pretrain", "chat_data", "sft", "preference_pairs", "dpo"),
+        *("gguf", "answer"),
+    }
+    assert registry.verify() == []
+
+
+def test_the_template_travels_unchanged_from_tokenizer_to_last_model(undisturbed: Path) -> None:
+    registry = Registry(undisturbed)
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        first = (registry.get("smoke/tokenizer").path / name).read_bytes()
+        for step in ("base", "sft", "dpo"):
+            assert (registry.get(f"smoke/{step}").path / name).read_bytes() == first, (step, name)
+
+
+def test_every_model_was_evaluated_on_problems_and_prose(undisturbed: Path) -> None:
+    results = json.loads((Registry(undisturbed).get("smoke/eval").path / "results.json").read_text())
+    assert list(results["models"]) == ["base", "sft", "dpo"]
+    for scores in results["models"].values():
+        text = json.dumps(scores)
+        assert "exact_match" in text and "bits_per_byte" in text
+
+
+def test_training_steps_lower_their_loss(undisturbed: Path) -> None:
+    registry = Registry(undisturbed)
+    for step in ("base", "sft"):
+        lines = (registry.get(f"smoke/{step}").path / "logs" / "metrics.jsonl").read_text().splitlines()
+        losses = [row["train/loss"] for row in map(json.loads, lines) if "train/loss" in row]
+        assert len(losses) >= 2 and losses[-1] < losses[0], (step, losses)
+
+
+def test_wandb_has_one_group_with_the_stages_as_job_types(undisturbed: Path) -> None:
+    """Offline run folders exist for every step that tracks: training, synth, eval and export."""
+    runs = list((undisturbed / "wandb").glob("wandb/offline-run-*")) or list(undisturbed.glob("**/offline-run-*"))
+    names = {folder.name.split("-", 4)[-1] for folder in runs}
+    for step in ("base", "chat", "sft", "pairs", "dpo", "eval", "gguf"):
+        assert any(name.endswith(f"-{step}") for name in names), (step, names)
+    assert len({name.rsplit("-", 1)[0] for name in names}) == 1
+
+
+def test_killed_at_random_moments_the_same_command_ends_with_the_same_digests(
+    undisturbed: Path, tmp_path: Path
+) -> None:
+    home = tmp_path / "home"
+    moments = random.Random(7)
+    kills = 0
+    for _ in range(6):
+        process = start(home)
+        try:
+            process.communicate(timeout=moments.uniform(4, 22))
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGKILL)
+            process.communicate()
+            kills += 1
+        assert Registry(home).verify() == []
+    assert kills >= 4
+    process = start(home)
+    said, _ = process.communicate(timeout=600)
+    assert process.returncode == 0, said[-5000:]
+    assert digests(home) == digests(undisturbed)
