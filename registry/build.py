@@ -7,11 +7,12 @@ emptied when an attempt starts, so nothing stale is ever published; `scratch` is
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from registry.digest import RECORDS, Entry, fingerprint, hash_files
 from registry.errors import RegistryError, UnknownArtifact, naming_full_disk
-from registry.files import MANIFEST, list_files, prune_empty_folders, remove_tree, sync, sync_tree
+from registry.files import MANIFEST, list_files, make_folder, prune_empty_folders, remove_tree, sync, sync_tree
 from registry.keys import artifact_key, plain
 from registry.locks import GC
 from registry.manifest import Manifest, make_manifest, numbers
@@ -88,6 +89,7 @@ class Build:
         """
         if self.artifact is not None:
             raise RegistryError(f"artifact {self.key} is published already: it cannot be replaced")
+        measured = {"metrics": numbers(metrics or {}), "ledger": numbers(ledger or {})}
         inherited = {license for artifact in self.spec.inputs.values() for license in artifact.manifest.licenses}
         with naming_full_disk(self.folder):
             files, records = seal(self.out)
@@ -104,8 +106,7 @@ class Build:
                 libraries=libraries or {},
                 git=git or {},
                 licenses=sorted(inherited.union(licenses)),
-                ledger=numbers(ledger or {}),
-                metrics=numbers(metrics or {}),
+                **measured,
             )
             self.artifact = place(self.registry, self.out, manifest)
             remove_tree(self.folder)
@@ -154,9 +155,14 @@ def _pin_inputs(build: Build) -> None:
         if current.digest != artifact.digest:
             raise RegistryError(f"input {role} ({artifact.key}) was rebuilt meanwhile; run the recipe again")
         os.utime(current.path)  # in use: its day of grace starts anew
-    build.folder.mkdir(parents=True, exist_ok=True)
-    pins = [artifact.key for artifact in build.spec.inputs.values()]
-    (build.folder / PINS).write_text(json.dumps(pins), encoding="utf-8")
+    write_pins(build.folder, (artifact.key for artifact in build.spec.inputs.values()))
+
+
+def write_pins(folder: Path, keys: Iterable[str]) -> None:
+    """Keep `keys` and their ancestors from gc for as long as the lock of the staging `folder`'s key is held. The
+    caller holds that lock, and the gc lock shared."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / PINS).write_text(json.dumps(list(keys)), encoding="utf-8")
 
 
 def seal(folder: Path) -> tuple[dict[str, Entry], dict[str, Entry]]:
@@ -199,14 +205,21 @@ def place(registry: Registry, folder: Path, manifest: Manifest) -> Artifact:
     from registry.store import Artifact
 
     raw = manifest.render()
-    file = folder / MANIFEST
-    file.write_bytes(raw)
-    file.chmod(0o444)
-    sync_tree(folder)
     target = registry.artifacts_folder / manifest.key
-    registry.artifacts_folder.mkdir(parents=True, exist_ok=True)
-    os.utime(folder)
-    os.rename(folder, target)  # noqa: PTH104
+    make_folder(registry.artifacts_folder)
+    try:
+        (folder / MANIFEST).write_bytes(raw)
+        (folder / MANIFEST).chmod(0o444)
+        sync_tree(folder)
+        os.utime(folder)
+        os.rename(folder, target)  # noqa: PTH104
+    except OSError as error:
+        (folder / MANIFEST).unlink(missing_ok=True)
+        if error.errno == errno.EXDEV:
+            raise RegistryError(
+                f"{folder} and {target} are on different file systems; a home must be on one"
+            ) from error
+        raise
     sync(registry.artifacts_folder)
     registry.remember(manifest, hashlib.sha256(raw).hexdigest(), dict(list_files(target)))
     return Artifact(manifest.key, manifest.digest, manifest.kind, target, manifest)

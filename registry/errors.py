@@ -17,6 +17,15 @@ class UnknownArtifact(RegistryError):
     """No artifact, ref or unique key prefix of this name is here."""
 
 
+class NotPlain(RegistryError):
+    """`file` is a link, a device, or has a name that no manifest can hold."""
+
+    def __init__(self, file: Path, reason: str, remedy: str) -> None:
+        self.file = file
+        self.reason = reason
+        super().__init__(f"{file} {reason}; {remedy}")
+
+
 class DamagedArtifact(RegistryError):
     """The bytes on disk are not those that were published. `key` and `file` name what is wrong."""
 

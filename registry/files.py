@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import stat
 import uuid
@@ -11,9 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from registry.errors import RegistryError
+from registry.errors import NotPlain
 
 MANIFEST = "manifest.json"
+
+
+# Ordinary names, matched at once: a cache hit checks every path of the artifact.
+_SEGMENT = r"[A-Za-z0-9_-][A-Za-z0-9._ -]{0,199}"
+_ORDINARY = re.compile(rf"(?:{_SEGMENT}/){{0,9}}{_SEGMENT}")
 
 
 def check_relative(path: str) -> str:
@@ -21,6 +27,8 @@ def check_relative(path: str) -> str:
 
     Manifests come from remotes too, so this is what keeps a hostile one from writing outside the store.
     """
+    if _ORDINARY.fullmatch(path):
+        return path
     parts = path.split("/")
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"path {path!r} is not a plain relative path")
@@ -35,8 +43,8 @@ def check_relative(path: str) -> str:
 
 
 def list_files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """(relative path, lstat) of every regular file under `folder`. Raises RegistryError at a link, device, socket or
-    fifo, and at a name a manifest cannot hold."""
+    """(relative path, lstat) of every regular file under `folder`. Raises NotPlain at a link, device, socket or fifo,
+    and at a name a manifest cannot hold."""
     stack = [""]
     while stack:
         prefix = stack.pop()
@@ -47,15 +55,17 @@ def list_files(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
                 if stat.S_ISDIR(status.st_mode):
                     stack.append(path + "/")
                 elif stat.S_ISREG(status.st_mode):
-                    try:
-                        yield check_relative(path), status
-                    except ValueError as error:
-                        raise RegistryError(f"{folder}: {error}; rename it") from error
+                    yield _checked(folder, path), status
                 else:
-                    kind = "symbolic link" if stat.S_ISLNK(status.st_mode) else "device, socket or fifo"
-                    raise RegistryError(
-                        f"{folder / path} is a {kind}: an artifact holds plain files only; copy its content"
-                    )
+                    kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "a device, socket or fifo"
+                    raise NotPlain(folder / path, f"is {kind}", "an artifact holds plain files only: copy its content")
+
+
+def _checked(folder: Path, path: str) -> str:
+    try:
+        return check_relative(path)
+    except ValueError as error:
+        raise NotPlain(folder / path, f"has a name no manifest can hold: {error}", "rename it") from error
 
 
 def prune_empty_folders(folder: Path) -> None:
@@ -63,6 +73,14 @@ def prune_empty_folders(folder: Path) -> None:
     for root, _, _ in os.walk(folder, topdown=False):
         if Path(root) != folder and not os.listdir(root):  # noqa: PTH208 - names only, no Path objects
             os.rmdir(root)  # noqa: PTH106
+
+
+def make_folder(folder: Path) -> None:
+    """Create `folder` and its parents so that they outlive a power cut."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in missing:
+        sync(each.parent)
 
 
 def sync(path: Path) -> None:

@@ -66,7 +66,7 @@ class Index:
     def clear(self) -> None:
         """Drop the whole cache."""
         self._local = threading.local()
-        for suffix in ("", "-wal", "-shm"):
+        for suffix in ("-wal", "-shm", ""):
             self.path.with_name(self.path.name + suffix).unlink(missing_ok=True)
 
     def _read(self, query: str, arguments: Sequence[object]) -> list[tuple]:

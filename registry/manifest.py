@@ -16,6 +16,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from registry.digest import RECORDS, merkle
+from registry.errors import RegistryError
 from registry.files import MANIFEST, check_relative
 from registry.keys import KEY_LENGTH, artifact_key, canonical_json, plain, sha256_text
 
@@ -95,7 +96,10 @@ def make_manifest(**fields: Any) -> Manifest:
     fields["created"] = datetime.now(UTC).isoformat(timespec="seconds")
     digests = {role: entry["digest"] for role, entry in fields["inputs"].items()}
     fields["key"] = artifact_key(fields["stage"], fields["stage_version"], fields["config"], digests)
-    unsigned = Manifest.model_validate(fields | {"checksum": "0" * 64})
+    try:
+        unsigned = Manifest.model_validate(fields | {"checksum": "0" * 64})
+    except ValidationError as error:
+        raise RegistryError(f"the manifest cannot record {_first(error)}") from error
     return unsigned.model_copy(update={"checksum": _checksum(unsigned)})
 
 
@@ -104,7 +108,10 @@ def numbers(values: Mapping[str, Any]) -> dict[str, int | float | str]:
     worth recording, and `float()` reads it back."""
     result: dict[str, int | float | str] = {}
     for name, value in values.items():
-        number = int(value) if isinstance(value, int) else float(value)
+        try:
+            number = int(value) if isinstance(value, int) else float(value)
+        except (TypeError, ValueError) as error:
+            raise RegistryError(f"{name} is {value!r}: metrics and ledger hold numbers only") from error
         result[name] = number if math.isfinite(number) else str(number)
     return result
 
@@ -115,22 +122,30 @@ def read_manifest(raw: bytes, key: str, trusted: bool = False) -> Manifest:
     Raises ValueError saying what is wrong.
     """
     try:
-        data = json.loads(raw)
+        data = json.loads(raw, parse_constant=_no_constant)
         if isinstance(data, dict) and data.get("schema_version", SCHEMA) != SCHEMA:
             raise ValueError(
                 f"schema version {data['schema_version']!r}, this acorn reads {SCHEMA}; use the newer acorn"
             )
         manifest = Manifest.model_validate(data)
+        if not trusted:
+            _check(manifest, raw)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON: {error}") from error
-    if not trusted:
-        _check(manifest, raw)
+        raise ValueError(_first(error)) from error
+    except (UnicodeError, json.JSONDecodeError, RecursionError, RegistryError) as error:
+        raise ValueError(f"not the JSON of a manifest: {error}") from error
     if manifest.key != key:
         raise ValueError(f"it is the manifest of {manifest.key}")
     return manifest
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"it holds the number {name}")
+
+
+def _first(error: ValidationError) -> str:
+    first = error.errors()[0]
+    return f"{'.'.join(str(part) for part in first['loc'])}: {first['msg']}"
 
 
 def _check(manifest: Manifest, raw: bytes) -> None:

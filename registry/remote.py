@@ -16,12 +16,10 @@ import json
 import posixpath
 import shutil
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from registry.build import place, seal
+from registry.build import place, seal, write_pins
 from registry.digest import hash_file
 from registry.errors import DamagedArtifact, DiskFull, RegistryError, UnknownArtifact, naming_full_disk
 from registry.files import MANIFEST, list_files, remove_tree, write_bytes
@@ -29,7 +27,7 @@ from registry.keys import is_key
 from registry.lineage import ancestors_first, input_keys
 from registry.locks import GC
 from registry.manifest import MAX_BYTES, FileEntry, Manifest, read_manifest
-from registry.refs import check_name, is_name
+from registry.refs import check_name
 
 if TYPE_CHECKING:
     from registry.store import Artifact, Registry
@@ -98,7 +96,7 @@ def push(registry: Registry, name: str, url: str, lineage: bool, force: bool) ->
             _push_one(registry.get(manifest.key), remote, force)
         if manifest.key != artifact.key:
             remote.write(manifest.render(), "manifests", f"{manifest.key}.json")
-    if is_name(name) and not artifact.key.startswith(name):
+    if name in registry.refs():
         remote.write(json.dumps({"name": name, "key": artifact.key}).encode(), "refs", f"{name}.json")
 
 
@@ -133,12 +131,31 @@ def pull(registry: Registry, name: str, url: str, lineage: bool) -> Artifact:
     if manifest is None:
         raise UnknownArtifact(f"{remote.url} has no artifact {key}, or its push did not finish; push it again")
     family = _family(registry, remote, manifest)
-    if lineage:
-        for ancestor in family:
-            if ancestor.key != key:
-                _pull_one(registry, remote, ancestor.key, None)
-    _keep_manifests(registry, family)
-    return _pull_one(registry, remote, key, None if is_key(name) else name)
+    ancestors = [ancestor for ancestor in family if ancestor.key != key]
+    staging = registry.staging_folder / key
+    # Held until the ref is written, with all ancestors pinned: gc takes nothing of what is still arriving. Locks are
+    # taken from consumer to input, so two pulls cannot wait for each other.
+    with naming_full_disk(staging), registry.locks.holding(key):
+        with registry.locks.holding(GC, shared=True):
+            write_pins(staging, (ancestor.key for ancestor in ancestors))
+            for ancestor in ancestors:
+                write_bytes(registry.manifests_folder / f"{ancestor.key}.json", ancestor.render())
+        for ancestor in ancestors if lineage else []:
+            _pull_ancestor(registry, remote, ancestor.key)
+        artifact = _pull_one(registry, remote, manifest)
+        if not is_key(name):
+            registry.tag(name, key)
+        remove_tree(staging)
+    return artifact
+
+
+def _pull_ancestor(registry: Registry, remote: _Remote, key: str) -> None:
+    manifest = remote.manifest(key, "artifacts", key, MANIFEST)
+    if manifest is None:
+        raise UnknownArtifact(f"{remote.url} does not hold the data of {key}; push it there with its lineage")
+    with registry.locks.holding(key):
+        _pull_one(registry, remote, manifest)
+        remove_tree(registry.staging_folder / key)
 
 
 def _remote_key(remote: _Remote, name: str) -> str:
@@ -169,35 +186,17 @@ def _family(registry: Registry, remote: _Remote, manifest: Manifest) -> list[Man
     return [found[key] for key in ancestors_first([manifest.key], inputs_of)]
 
 
-def _keep_manifests(registry: Registry, family: list[Manifest]) -> None:
-    with registry.locks.holding(GC, shared=True), naming_full_disk(registry.manifests_folder):
-        for manifest in family[:-1]:
-            write_bytes(registry.manifests_folder / f"{manifest.key}.json", manifest.render())
-
-
-def _pull_one(registry: Registry, remote: _Remote, key: str, name: str | None) -> Artifact:
-    """Fetch one artifact under its key's lock, unless the same is here; then tag it while gc must still spare it."""
-    manifest = remote.manifest(key, "artifacts", key, MANIFEST)
-    if manifest is None:
-        raise UnknownArtifact(f"{remote.url} does not hold the data of {key}; push it with its lineage")
-    with _holding(registry, key):
-        artifact = registry.find(key)
-        if artifact is not None and artifact.digest != manifest.digest:
-            raise RegistryError(
-                f"{artifact.path} is another build of the same key (digest {artifact.digest[:12]}, on {remote.url} "
-                f"{manifest.digest[:12]}); delete that folder to take the remote's"
-            )
-        if artifact is None:
-            artifact = _fetch(registry, remote, manifest)
-        if name is not None:
-            registry.tag(name, key)
+def _pull_one(registry: Registry, remote: _Remote, manifest: Manifest) -> Artifact:
+    """Fetch one artifact, unless the same is here. The caller holds its key."""
+    artifact = registry.find(manifest.key)
+    if artifact is None:
+        return _fetch(registry, remote, manifest)
+    if artifact.digest != manifest.digest:
+        raise RegistryError(
+            f"{artifact.path} is another build of the same key (digest {artifact.digest[:12]}, on {remote.url} "
+            f"{manifest.digest[:12]}); delete that folder to take the remote's"
+        )
     return artifact
-
-
-@contextmanager
-def _holding(registry: Registry, key: str) -> Iterator[None]:
-    with naming_full_disk(registry.staging_folder / key), registry.locks.holding(key):
-        yield
 
 
 def _fetch(registry: Registry, remote: _Remote, manifest: Manifest) -> Artifact:
@@ -215,9 +214,7 @@ def _fetch(registry: Registry, remote: _Remote, manifest: Manifest) -> Artifact:
     files, records = seal(folder)
     assert files == {path: entry.model_dump() for path, entry in manifest.files.items()}
     assert records == {path: entry.model_dump() for path, entry in manifest.records.items()}
-    artifact = place(registry, folder, manifest)
-    remove_tree(folder.parent)
-    return artifact
+    return place(registry, folder, manifest)
 
 
 def _fetch_file(remote: _Remote, key: str, path: str, entry: FileEntry, target: Path) -> None:

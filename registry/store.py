@@ -21,7 +21,7 @@ from typing import Any
 from registry import gc, lineage, remote
 from registry.build import Build, Spec, open_build
 from registry.digest import digest_path, fingerprint, hash_files, settled
-from registry.errors import DamagedArtifact, RegistryError, UnknownArtifact
+from registry.errors import DamagedArtifact, NotPlain, RegistryError, UnknownArtifact
 from registry.files import MANIFEST, list_files
 from registry.index import Index
 from registry.keys import is_key, sha256_text
@@ -80,6 +80,8 @@ class Registry:
             if known != (manifest_sha, _stamp(files)):
                 self._raise_first(self._damages(manifest, files))
                 self.remember(manifest, manifest_sha, files)
+        except NotPlain as error:
+            raise DamagedArtifact(key, error.file, error.reason) from error
         except FileNotFoundError:
             if not folder.exists():  # removed by gc while we read
                 return None
@@ -217,6 +219,7 @@ class Registry:
         for key in self.keys() if keys is None else [self.resolve(key) for key in keys]:
             damages += self._verify_one(key)
         if keys is None:
+            damages += self._verify_ancestors()
             dangling = {name: key for name, key in self.refs().items() if not (self.artifacts_folder / key).is_dir()}
             damages += [
                 f"ref {name} names {key}, which is not here: pull it or untag it" for name, key in dangling.items()
@@ -301,7 +304,7 @@ class Registry:
             files = dict(list_files(folder))
             damages = self._damages(manifest, files)
         except RegistryError as error:
-            return [str(error)]
+            return [f"artifact {key} is damaged: {error}" if isinstance(error, NotPlain) else str(error)]
         except FileNotFoundError:
             if not folder.exists():  # removed by gc while we read
                 return []
@@ -309,6 +312,15 @@ class Registry:
         if not damages:
             self.remember(manifest, hashlib.sha256(raw).hexdigest(), files)
         return [str(damage) for damage in damages]
+
+    def _verify_ancestors(self) -> list[str]:
+        damages = []
+        for file in sorted(self.manifests_folder.glob("*.json")):
+            try:
+                read_manifest(file.read_bytes(), file.stem)
+            except ValueError as error:
+                damages.append(f"{file} is damaged: {error}; delete the file and pull again")
+        return damages
 
     @staticmethod
     def _raise_first(damages: list[DamagedArtifact]) -> None:
