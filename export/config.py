@@ -1,0 +1,108 @@
+"""Config of the export stages: `gguf` (write and prove) and `answer` (ask the exported file)."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from acorn.stage import Execution, Identity
+
+GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+"""What gguf-py quantises in numpy. K-quants need llama.cpp's own quantiser."""
+
+GeneralKey = Literal["name", "author", "organization", "description", "license", "url"]
+
+# Mean KL in nats against the fp32 model, and top-1 agreement. Bounds for a trained model: several times what
+# docs/export.md reports as measured, so that a broken conversion (KL above 0.1 even for a small fault) cannot pass.
+MAX_KL: dict[str, float] = {
+    "f32": 1e-6, "f16": 1e-4, "bf16": 5e-3, "q8_0": 1e-2, "q5_1": 0.05, "q5_0": 0.05, "q4_1": 0.2, "q4_0": 0.2,
+}  # fmt: skip
+MIN_TOP1: dict[str, float] = {
+    "f32": 0.99, "f16": 0.98, "bf16": 0.95, "q8_0": 0.93, "q5_1": 0.85, "q5_0": 0.85, "q4_1": 0.75, "q4_0": 0.75,
+}  # fmt: skip
+
+
+class Proof(BaseModel):
+    """How the GGUFs are compared with the Hugging Face model, and what counts as equal."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    strings: int = Field(default=2000, ge=1)
+    """Strings tokenised by both: fixed edge cases first, then ones generated from the vocabulary and from Unicode."""
+    documents: int = Field(default=64, ge=0)
+    """Documents of the corpus input that are tokenised by both as well."""
+    positions: int = Field(default=256, ge=1)
+    """Held-out positions at which the next-token distributions are compared, for each type."""
+    window: int = Field(default=128, ge=2)
+    """Longest context of such a position, tokens."""
+    probabilities: int = Field(default=4096, ge=2)
+    """Likeliest tokens asked of llama.cpp per position; the rest of the vocabulary is one bucket. With a vocabulary
+    of at most this size the KL is exact, beyond it a lower bound (parity.json tells the mass of the bucket)."""
+    greedy_prompts: int = Field(default=8, ge=1)
+    greedy_tokens: int = Field(default=24, ge=1)
+    """Tokens generated greedily from each prompt; they must equal the fp32 model's for f32 and f16."""
+    tie_nats: float = Field(default=0.01, ge=0)
+    """A greedy token that differs is a tie, not a failure, where the fp32 model prefers its own by less than this."""
+    max_kl: dict[GgufType, float] = Field(default_factory=lambda: dict(MAX_KL))  # type: ignore[arg-type]
+    """Largest mean KL(fp32 || GGUF) in nats per type; a type left out keeps its default."""
+    min_top1: dict[GgufType, float] = Field(default_factory=lambda: dict(MIN_TOP1))  # type: ignore[arg-type]
+    """Smallest share of positions where both put the same token first, per type."""
+    seed: int = 0
+
+    @field_validator("max_kl", mode="after")
+    @classmethod
+    def _all_kl(cls, given: dict[str, float]) -> dict[str, float]:
+        return {**MAX_KL, **given}
+
+    @field_validator("min_top1", mode="after")
+    @classmethod
+    def _all_top1(cls, given: dict[str, float]) -> dict[str, float]:
+        return {**MIN_TOP1, **given}
+
+
+class GgufConfig(Identity):
+    """Identity of a `gguf` step."""
+
+    types: list[GgufType] = Field(default=["f16", "q8_0"], min_length=1)
+    general: dict[GeneralKey, str] = Field(default={"name": "acorn"})
+    """`general.*` metadata of the files."""
+    proof: Proof = Proof()
+
+    @field_validator("types")
+    @classmethod
+    def _once(cls, types: list[str]) -> list[str]:
+        if len(set(types)) < len(types):
+            raise ValueError(f"a type is listed twice: {types}")
+        return types
+
+
+class Message(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    role: Literal["system", "user", "assistant"]
+    content: str
+
+
+class AnswerConfig(Identity):
+    """Identity of an `answer` step."""
+
+    prompts: list[str | list[Message]] = Field(min_length=1)
+    """Each a conversation, or a string: the user's one message."""
+    type: GgufType | None = None
+    """Which of the exported files to ask; default: the export's first type."""
+    max_tokens: int = Field(default=256, ge=1)
+    context: int | None = Field(default=None, ge=16)
+    """Context in tokens; default: the model's own."""
+    sampling: dict[str, Any] = Field(default={"temperature": 0.0})
+    """llama.cpp server's sampling parameters under their own names; greedy by default."""
+    seed: int = Field(default=0, ge=0)
+
+
+class LlamaCppExecution(Execution):
+    """Execution of both stages. `device`: where the Hugging Face model runs, and whether llama.cpp may use a GPU."""
+
+    threads: int | None = Field(default=None, ge=1)
+    """llama.cpp's threads; default: OMP_NUM_THREADS, else the cores of this process."""
+    verbose: bool = False
+    """Show llama.cpp's own log."""

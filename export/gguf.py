@@ -1,0 +1,208 @@
+"""Writes a Llama model folder as one GGUF file, with gguf-py alone (its writer and its numpy quantisers).
+
+llama.cpp's own converter recognises tokenizers by a hash of known ones, so it refuses every tokenizer trained here.
+The bytes depend on the model folder and the type only: no date, no path, no library version goes in.
+Layout of names and the q/k row order: llama.cpp, `LLM_ARCH_LLAMA` (rotary pairs are neighbours there, halves in
+Hugging Face's Llama). K-quants are not written: gguf-py has no quantiser for them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.huggingface import ExportError, LlamaShape, Weights, read_shape
+from export.vocabulary import Vocabulary, read_vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import GGMLQuantizationType
+
+_LOW_BIT = ("q4_0", "q4_1", "q5_0", "q5_1")
+
+
+@dataclass(frozen=True)
+class Written:
+    """What one GGUF holds. `bits_per_weight`: bits of all tensors over all weights, norms and scales included."""
+
+    bytes: int
+    weights: int
+    bits_per_weight: float
+    tensor_types: dict[str, int]
+    """GGML type -> number of tensors."""
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    source: str
+    target: str
+    shape: tuple[int, ...]
+    type: GGMLQuantizationType
+    heads: int
+    """Heads whose rows are to be reordered; 0 for tensors other than q and k."""
+
+
+def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str]) -> Written:
+    """Write `model` to `path` with its matrices in `kind` (`"f16"`, `"q8_0"`, ...) and `general.*` metadata.
+
+    Raises ExportError for models that llama.cpp would not compute the same with.
+    """
+    import gguf
+
+    logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
+    shape = read_shape(model)
+    vocabulary = read_vocabulary(model, shape.rows)
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
+    _add_metadata(writer, shape, vocabulary, kind, general)
+    with Weights(model) as weights:
+        tensors = _plan(weights, shape, kind)
+        for tensor in tensors:
+            writer.add_tensor_info(
+                tensor.target, _byte_shape(tensor), _dtype(tensor), _bytes(tensor), raw_dtype=tensor.type
+            )
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in tensors:
+            writer.write_tensor_data(_convert(weights.read(tensor.source), tensor))
+    writer.close()
+    count = sum(_count(tensor.shape) for tensor in tensors)
+    bits = 8 * sum(_bytes(tensor) for tensor in tensors)
+    types = Counter(tensor.type.name.lower() for tensor in tensors)
+    return Written(path.stat().st_size, count, round(bits / count, 4), dict(sorted(types.items())))
+
+
+def permute(matrix: np.ndarray, heads: int) -> np.ndarray:
+    """Rows of a q or k projection [heads * head_dim, width]: from Hugging Face's halves to llama.cpp's neighbours."""
+    rows, width = matrix.shape
+    return matrix.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
+
+
+def _plan(weights: Weights, shape: LlamaShape, kind: str) -> list[_Tensor]:
+    """The GGUF's tensors in file order. Raises ExportError for tensors that are missing or unknown."""
+    import gguf
+
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)
+    wanted = _expected(shape)
+    found = {name for name in weights.names() if not name.endswith("rotary_emb.inv_freq")}
+    if shape.tied:
+        found.discard("lm_head.weight")
+    if odd := sorted(found ^ wanted.keys()):
+        raise ExportError(f"tensor {odd[0]!r} is {'unknown' if odd[0] in found else 'missing'}: not a plain Llama")
+    plan = []
+    for source, expected in wanted.items():
+        if (actual := weights.shape(source)) != expected:
+            raise ExportError(f"tensor {source!r} has shape {actual}, config.json says {expected}")
+        target = names.get_name(source, try_suffixes=(".weight",))
+        heads = shape.heads if ".q_proj." in source else shape.kv_heads if ".k_proj." in source else 0
+        plan.append(_Tensor(source, target, expected, _type_of(target, expected, kind, shape.tied), heads))
+    return plan
+
+
+def _expected(shape: LlamaShape) -> dict[str, tuple[int, ...]]:
+    width, inner = shape.width, shape.feed_forward
+    query, key = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
+    expected: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (shape.rows, width)}
+    block = {
+        "input_layernorm": (width,),
+        "self_attn.q_proj": (query, width),
+        "self_attn.k_proj": (key, width),
+        "self_attn.v_proj": (key, width),
+        "self_attn.o_proj": (width, query),
+        "post_attention_layernorm": (width,),
+        "mlp.gate_proj": (inner, width),
+        "mlp.up_proj": (inner, width),
+        "mlp.down_proj": (width, inner),
+    }
+    for layer in range(shape.layers):
+        expected |= {f"model.layers.{layer}.{name}.weight": size for name, size in block.items()}
+    expected["model.norm.weight"] = (width,)
+    if not shape.tied:
+        expected["lm_head.weight"] = (shape.rows, width)
+    return expected
+
+
+def _type_of(target: str, shape: tuple[int, ...], kind: str, tied: bool) -> GGMLQuantizationType:
+    """Norms stay f32. Rows that do not divide into blocks fall back to f16. Below 8 bits the matrix that makes the
+    logits keeps q8_0: it is where quantising costs most, and llama.cpp's quantiser spares it as well."""
+    import gguf
+
+    if len(shape) == 1:
+        return gguf.GGMLQuantizationType.F32
+    makes_logits = target == ("token_embd.weight" if tied else "output.weight")
+    chosen = gguf.GGMLQuantizationType["Q8_0" if makes_logits and kind in _LOW_BIT else kind.upper()]
+    block, _ = gguf.GGML_QUANT_SIZES[chosen]
+    return chosen if shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
+
+
+def _convert(matrix: np.ndarray, tensor: _Tensor) -> np.ndarray:
+    import gguf
+
+    data = permute(matrix, tensor.heads) if tensor.heads else matrix
+    return gguf.quants.quantize(data, tensor.type)  # type: ignore[no-any-return]
+
+
+def _byte_shape(tensor: _Tensor) -> tuple[int, ...]:
+    import gguf
+
+    return tensor.shape if _is_float(tensor) else gguf.quant_shape_to_byte_shape(tensor.shape, tensor.type)  # type: ignore[no-any-return]
+
+
+def _dtype(tensor: _Tensor) -> Any:
+    import numpy as np
+
+    if not _is_float(tensor):
+        return np.dtype(np.uint8)
+    return np.dtype(np.float32 if tensor.type.name == "F32" else np.float16)
+
+
+def _is_float(tensor: _Tensor) -> bool:
+    return tensor.type.name in ("F32", "F16")
+
+
+def _bytes(tensor: _Tensor) -> int:
+    import gguf
+
+    block, size = gguf.GGML_QUANT_SIZES[tensor.type]
+    return int(_count(tensor.shape) // block * size)
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    count = 1
+    for size in shape:
+        count *= size
+    return count
+
+
+def _add_metadata(writer: Any, shape: LlamaShape, vocabulary: Vocabulary, kind: str, general: dict[str, str]) -> None:
+    import gguf
+
+    writer.add_type("model")
+    for key, value in general.items():
+        writer.add_string(f"general.{key}", value)
+    writer.add_file_type(gguf.LlamaFileType["ALL_F32" if kind == "f32" else f"MOSTLY_{kind.upper()}"])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    writer.add_block_count(shape.layers)
+    writer.add_context_length(shape.context)
+    writer.add_embedding_length(shape.width)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_key_length(shape.head_dim)
+    writer.add_value_length(shape.head_dim)
+    writer.add_rope_dimension_count(shape.head_dim)
+    writer.add_rope_freq_base(shape.rope_theta)
+    writer.add_layer_norm_rms_eps(shape.norm_eps)
+    writer.add_vocab_size(shape.rows)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(vocabulary.pre)
+    writer.add_token_list(vocabulary.tokens)
+    writer.add_token_types(vocabulary.types)
+    writer.add_token_merges(vocabulary.merges)
+    for role, token_id in vocabulary.special_ids.items():
+        getattr(writer, f"add_{role}_token_id")(token_id)
+    writer.add_add_bos_token(False)
+    writer.add_chat_template(vocabulary.chat_template)

@@ -1,0 +1,241 @@
+"""The gate: a GGUF, through llama.cpp, must do what the Hugging Face model in fp32 does.
+
+Compared are token ids on strings made to split tokenizers apart, the rendered chat template as token ids, greedy
+tokens, and next-token distributions on held-out text (KL and top-1 agreement; perplexity is no measure of sameness:
+a Q2_K file had a lower one than f32 at 127 times the KL of Q8_0). A failure raises ParityError, and the step publishes
+nothing. The proof holds no timings, so it is the same bytes each time; rounding keeps the last bits of fp32 out.
+
+llama.cpp's server gives log-probabilities of the n likeliest tokens after a prompt, so each position is one request
+over a growing prefix. All other tokens form one bucket: by the data-processing inequality the KL over buckets is a
+lower bound, and it is exact when n covers the vocabulary.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.config import Proof
+from export.llamacpp import LlamaCpp
+from export.reference import Reference
+from export.strings import byte_level, conversations, hard_strings
+from export.vocabulary import Vocabulary
+
+if TYPE_CHECKING:
+    import numpy as np
+
+GREEDY_TYPES = ("f32", "f16")
+"""Types whose greedy tokens must equal the fp32 model's; for the others agreement is only reported."""
+_DOCUMENT_CHARACTERS = 2000
+_LOWEST = -80.0  # log-probabilities are cut here: below, fp32 underflows to llama.cpp's -3.4e38
+
+
+class ParityError(RuntimeError):
+    """A GGUF differs from its model; says where first, and by how much against which threshold."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """Token sequences and the positions in them to compare, with the fp32 model's answer.
+
+    `prefixes`: (sequence, length) pairs; `logprobs` [positions, vocabulary], one row per prefix.
+    """
+
+    origin: str
+    sequences: list[list[int]]
+    prefixes: list[tuple[int, int]]
+    logprobs: np.ndarray
+
+
+def tokenizer_parity(
+    reference: Reference, llama: LlamaCpp, vocabulary: Vocabulary, documents: list[str], proof: Proof
+) -> dict[str, Any]:
+    """Token ids of hard strings and documents, from both. Raises ParityError at the first string that differs."""
+    from tqdm import tqdm
+
+    merges = [tuple(map(byte_level, merge.split(" "))) for merge in vocabulary.merges]
+    tokens = [byte_level(token) for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == 1]
+    strings = hard_strings(proof.strings, tokens, merges, proof.seed)  # type: ignore[arg-type]
+    texts = [*strings, *documents]
+    expected = reference.tokenize(texts)
+    for index, (text, ids) in enumerate(zip(tqdm(texts, desc="tokenizer parity", leave=False), expected, strict=True)):
+        if (found := llama.tokenize(text)) != ids:
+            raise ParityError(f"tokenizer parity: string {index}, {text[:80]!r}: {_difference(ids, found)}")
+    return {"strings": len(strings), "documents": len(documents), "tokens": sum(map(len, expected)), "equal": True}
+
+
+def template_parity(reference: Reference, llama: LlamaCpp) -> dict[str, Any]:
+    """Chat template as token ids, from both. Raises ParityError at the first conversation that differs."""
+    talks = [(talk, True) for talk in conversations()]
+    talks += [([*talk, {"role": "assistant", "content": "done"}], False) for talk in conversations()]
+    for index, (talk, prompt) in enumerate(talks):
+        expected, found = reference.render(talk, prompt), llama.tokenize(llama.render(talk, prompt))
+        if expected != found:
+            raise ParityError(f"template parity: conversation {index}, {talk}: {_difference(expected, found)}")
+    return {"conversations": len(talks), "equal": True}
+
+
+def hold_out(reference: Reference, documents: list[str], proof: Proof, context: int) -> HeldOut:
+    """Held-out sequences (documents, else the built-in conversations) and the fp32 model's view of them.
+
+    Positions are spread evenly over up to 16 sequences, and within each over its length.
+    """
+    import numpy as np
+
+    window = min(proof.window, context - 1)
+    ids = reference.tokenize(documents) if documents else [reference.render(talk) for talk in conversations()]
+    opener = [] if reference.bos_id is None or not documents else [reference.bos_id]
+    sequences = [[*opener, *sequence][:window] for sequence in ids if len(sequence) > 1][:16]
+    share = math.ceil(proof.positions / len(sequences))
+    prefixes: list[tuple[int, int]] = []
+    rows = []
+    for index, sequence in enumerate(sequences):
+        lengths = sorted({1 + (len(sequence) - 1) * step // max(1, share - 1) for step in range(share)})
+        lengths = lengths[: proof.positions - len(prefixes)]
+        rows.append(reference.logprobs(sequence)[[length - 1 for length in lengths]])
+        prefixes += [(index, length) for length in lengths]
+    return HeldOut("corpus" if documents else "built-in", sequences, prefixes, np.concatenate(rows))
+
+
+def distribution_parity(llama: LlamaCpp, kind: str, held_out: HeldOut, proof: Proof) -> dict[str, Any]:
+    """KL(fp32 || GGUF) and top-1 agreement at the held-out positions. Raises ParityError beyond the thresholds."""
+    import numpy as np
+    from tqdm import tqdm
+
+    count = min(proof.probabilities, held_out.logprobs.shape[1])
+    kls, agree, spread, missing = [], [], [], []
+    work = zip(held_out.prefixes, held_out.logprobs, strict=True)
+    for (index, length), expected in tqdm(work, desc=f"{kind} against fp32", total=len(held_out.prefixes), leave=False):
+        ids, logprobs = llama.next_logprobs(held_out.sequences[index][:length], count)
+        found = np.maximum(np.array(logprobs), _LOWEST)
+        if count == len(expected):  # llama.cpp adds up its softmax in fp32, one after another: off by 1e-6 in all
+            found -= np.logaddexp.reduce(found)
+        kls.append(_kl(expected, ids, found))
+        agree.append(ids[0] == int(expected.argmax()))
+        spread.append(float(np.abs(expected[ids[:10]] - found[:10]).max()))
+        missing.append(max(0.0, 1.0 - float(np.exp(expected[ids]).sum())))
+    result = {
+        "kl": _rounded(float(np.mean(kls))),
+        "kl_worst": _rounded(float(np.max(kls))),
+        "top1": round(float(np.mean(agree)), 4),
+        "logprob_difference": _rounded(float(np.max(spread))),
+        "bucket_mass": _rounded(float(np.mean(missing))) if count < held_out.logprobs.shape[1] else 0.0,
+        "positions": len(kls),
+        "max_kl": proof.max_kl[kind],  # type: ignore[index]
+        "min_top1": proof.min_top1[kind],  # type: ignore[index]
+    }
+    _check_thresholds(kind, result, held_out.prefixes[int(np.argmax(kls))])
+    return result
+
+
+def greedy_parity(
+    reference: Reference, llama: LlamaCpp, kind: str, held_out: HeldOut, proof: Proof, context: int
+) -> tuple[dict[str, Any], float]:
+    """Greedy tokens of llama.cpp beside the fp32 model's; also llama.cpp's speed in tokens per second.
+
+    llama.cpp's continuation is scored by one forward of the fp32 model: it is the greedy one exactly if each token of
+    it is the likeliest after those before, and if it ends (early) where an end-of-generation token is.
+    """
+    equal = ties = tokens = 0
+    seconds = 0.0
+    prompts = list(_prompts(reference, held_out, proof, context))
+    for index, prompt in enumerate(prompts):
+        start = time.perf_counter()
+        found = llama.greedy(prompt, proof.greedy_tokens)
+        seconds += time.perf_counter() - start
+        tokens += len(found)
+        gaps = _gaps(reference, prompt, found, proof.greedy_tokens)
+        worst = max(gaps, default=(0.0, "", 0))
+        if kind in GREEDY_TYPES and not worst[0] <= proof.tie_nats:
+            raise ParityError(
+                f"{kind}: greedy prompt {index} differs: {worst[1]}, which the fp32 model prefers by "
+                f"{worst[0]:.3g} nats (tie_nats is {proof.tie_nats:g})"
+            )
+        equal += not gaps
+        ties += bool(gaps) and worst[0] <= proof.tie_nats
+    return {"prompts": len(prompts), "tokens": tokens, "equal": equal, "ties": ties}, tokens / max(seconds, 1e-9)
+
+
+def read_documents(corpus: Path | None, count: int) -> list[str]:
+    """The first `count` validation documents of a corpus artifact, each cut to 2,000 characters; none without one."""
+    texts: list[str] = []
+    for path in sorted((corpus / "validation").glob("*.jsonl")) if corpus else []:
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if len(texts) == count:
+                    return texts
+                texts.append(json.loads(line)["text"][:_DOCUMENT_CHARACTERS])
+    return texts
+
+
+def _kl(expected: np.ndarray, ids: list[int], found: np.ndarray) -> float:
+    """KL in nats between `expected` [vocabulary] and `found` at `ids`, everything else taken as one bucket."""
+    import numpy as np
+
+    top = expected[ids]
+    total = float(np.sum(np.exp(top) * (top - found)))
+    rest = 1.0 - float(np.exp(top).sum())
+    if len(ids) < len(expected) and rest > 0:
+        total += rest * (math.log(rest) - math.log(max(1.0 - float(np.exp(found).sum()), math.exp(_LOWEST))))
+    return total
+
+
+def _check_thresholds(kind: str, result: dict[str, Any], worst: tuple[int, int]) -> None:
+    if not result["kl"] <= result["max_kl"]:  # a NaN fails too
+        raise ParityError(
+            f"{kind}: mean KL {result['kl']:.3g} nats is above proof.max_kl.{kind} = {result['max_kl']:g}; worst at "
+            f"held-out sequence {worst[0]}, position {worst[1]}: {result['kl_worst']:.3g}"
+        )
+    if not result["top1"] >= result["min_top1"]:
+        raise ParityError(
+            f"{kind}: top-1 agreement {result['top1']} is below proof.min_top1.{kind} = {result['min_top1']}"
+        )
+
+
+def _prompts(reference: Reference, held_out: HeldOut, proof: Proof, context: int) -> Iterator[list[int]]:
+    """Half rendered conversations, half openings of held-out sequences; cut so that the answer fits the context."""
+    room = max(1, context - proof.greedy_tokens - 1)
+    talks = conversations()
+    for index in range(proof.greedy_prompts):
+        source = held_out.sequences[index // 2 % len(held_out.sequences)]
+        prompt = source[: max(2, len(source) // 3)] if index % 2 else reference.render(talks[index // 2 % len(talks)])
+        yield prompt[:room]
+
+
+def _gaps(reference: Reference, prompt: list[int], found: list[int], asked: int) -> list[tuple[float, str, int]]:
+    """Where `found` leaves the fp32 model's greedy path: (nats by which that prefers its own token, what, position)."""
+    logprobs = reference.logprobs([*prompt, *found])[len(prompt) - 1 :]
+    gaps = []
+    for position, (row, token) in enumerate(zip(logprobs, found, strict=False)):
+        best = int(row.argmax())
+        if token in reference.end_ids and position < len(found) - 1:
+            gaps.append(
+                (math.inf, f"llama.cpp went on after token {token}, which ends generation, at {position}", position)
+            )
+        elif best != token:
+            gaps.append(
+                (float(row[best] - row[token]), f"token {token} instead of {best} at position {position}", position)
+            )
+    stopped = len(found) < asked and not (found and found[-1] in reference.end_ids)
+    if stopped and (best := int(logprobs[len(found)].argmax())) not in reference.end_ids:
+        row = logprobs[len(found)]
+        gap = float(row[best] - max(row[end] for end in reference.end_ids))
+        gaps.append((gap, f"llama.cpp stopped instead of token {best} at position {len(found)}", len(found)))
+    return gaps
+
+
+def _difference(expected: list[int], found: list[int]) -> str:
+    pairs = zip(expected, found, strict=False)
+    position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
+    near = slice(max(0, position - 2), position + 4)
+    return f"first difference at token {position}: transformers {expected[near]}, llama.cpp {found[near]}"
+
+
+def _rounded(value: float) -> float:
+    """Nine decimals: fp32 rounding is below them."""
+    return round(max(value, 0.0), 9) if math.isfinite(value) else value
