@@ -24,9 +24,9 @@ def library_faults(recipe: Recipe, home: Path) -> list[Fault]:
     for step in recipe.steps.values():
         if step.stage.check:
             packages.setdefault(step.stage.package, []).append(step)
-    running = [(steps, _ask(steps, home)) for steps in packages.values()]
+    answers = [_ask(steps, home) for steps in packages.values()]
     faults = []
-    for steps, answer in running:
+    for answer in answers:
         for name, problem in answer():
             block = "execution" if _in_execution(recipe.steps[name], problem["field"]) else "config"
             path = problem["field"].removeprefix("execution.").removeprefix("config.").split(".")

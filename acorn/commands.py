@@ -38,7 +38,7 @@ def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
         console.print(f"[red]error:[/] {error}", soft_wrap=True)
     except KeyboardInterrupt as stopped:
         again = f" The same command goes on from here: acorn {options.command} {getattr(options, 'recipe', '')}"
-        console.print(f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept.{again}")
+        console.print(f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept.{again}", soft_wrap=True)
         return 143 if isinstance(stopped, Terminated) else 130
     return 1
 
@@ -74,7 +74,9 @@ def stage(options: Namespace) -> int:
     for name in options.step or []:
         if _step(recipe, name) not in own:
             made_by = recipe.steps[name].stage.package
-            raise StepFailed(f"step '{name}' belongs to {made_by}: run `acorn {made_by} {options.recipe} --step {name}`")
+            raise StepFailed(
+                f"step '{name}' belongs to {made_by}: run `acorn {made_by} {options.recipe} --step {name}`"
+            )
     if not own:
         raise StepFailed(f"{options.recipe} has no {options.command} step")
     run_recipe(recipe, registry, tell, options.step or own)

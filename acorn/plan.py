@@ -56,7 +56,7 @@ def _why_not(recipe: Recipe, name: str, spec: Any, registry: Registry) -> tuple[
     changed = changed_fields(previous.config, spec.config)
     if previous.stage_version != spec.version:
         changed.append(f"stage version {previous.stage_version} → {spec.version}")
-    before = {role: entry["digest"] for role, entry in previous.inputs.items()}
+    before = {role: entry.digest for role, entry in previous.inputs.items()}
     now = {role: artifact.digest for role, artifact in spec.inputs.items()}
     changed += [f"input {role}" for role in sorted(before.keys() | now.keys()) if before.get(role) != now.get(role)]
     return "stale", ", ".join(changed) or f"artifact {previous.key[:12]} is gone"

@@ -15,7 +15,9 @@ class Loader(yaml.SafeLoader):
     """SafeLoader that reads `1e-3` as a number, as YAML 1.2 does; YAML 1.1 makes it a string."""
 
 
-Loader.add_implicit_resolver("tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789"))
+Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"^[-+]?\d+(?:\.\d*)?[eE][-+]?\d+$"), list("-+0123456789")
+)
 
 
 class MalformedYaml(Exception):

@@ -116,5 +116,3 @@ def _put(config: Any, path: tuple[str | int, ...], value: str) -> None:
     for part in path[:-1]:
         config = config[part]
     config[path[-1]] = value
-
-

@@ -131,9 +131,7 @@ def _joins_another_node(step: Step) -> bool:
     return getattr(step.execution, "node_rank", 0) > 0 or int(os.environ.get("RANK", "0")) > 0
 
 
-def _join(
-    recipe: Recipe, resolved: Resolved, registry: Registry, group: str, listener: Listener
-) -> Artifact | None:
+def _join(recipe: Recipe, resolved: Resolved, registry: Registry, group: str, listener: Listener) -> Artifact | None:
     """Run this node's (or this rank's) share of a step; the builder on node 0 publishes it."""
     listener(StepEvent(resolved.step.name, "joined"))
     staging = registry.home / "staging" / resolved.key
@@ -142,8 +140,7 @@ def _join(
         perform(load_job(description))
     else:
         (staging / "scratch").mkdir(parents=True, exist_ok=True)
-        rank = resolved.step.execution.node_rank
-        job_file = write_job(staging / "scratch" / f"job-node{rank}.json", description)
+        job_file = write_job(staging / "scratch" / f"job-node{description['execution']['node_rank']}.json", description)
         launch(resolved.step.stage, job_file, resolved.step.execution)
     return _await_publication(resolved, registry)
 

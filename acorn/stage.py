@@ -7,6 +7,7 @@ recipe into keys with it, and starts one worker (or `processes` of them) that im
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
@@ -77,13 +78,13 @@ class Stage:
     output: str
     """Kind of the artifact made; docs/artifacts.md lists the kinds and their files."""
     run: str
-    """`run(job: Job) -> dict[str, float]`: the step's final metrics; `ledger/tokens` and `ledger/flops` go to the ledger."""
+    """`run(job: Job) -> dict[str, float]`: final metrics; `ledger/tokens` and `ledger/flops` go to the ledger."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """role -> kind; a role ending in `?` may be absent."""
     more: str | None = None
     """Kind of further inputs, under roles of the recipe's choosing (an evaluation's models)."""
     check: str | None = None
-    """`check(identity, execution) -> list[Problem]`: asks the stage's library about the arguments passed through to it."""
+    """`check(identity, execution) -> list[Problem]`: asks the stage's library about what is passed through to it."""
     launcher: Literal["python", "torchrun", "accelerate"] = "python"
 
     def load(self, target: str) -> Callable[..., Any]:
@@ -118,14 +119,10 @@ class Job:
     @property
     def rank(self) -> int:
         """Global rank of this process: 0 when it is the only one."""
-        import os
-
         return int(os.environ.get("RANK", "0"))
 
     @property
     def world_size(self) -> int:
-        import os
-
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     def device(self) -> str:

@@ -24,7 +24,9 @@ def plan(recipe: Recipe, rows: Sequence[PlanRow]) -> RenderableType:
     for row in rows:
         status = Text(row.status, style=STATUS_STYLE[row.status])
         table.add_row(row.step, row.stage, status, row.why, (row.key or "")[:12])
-    counts = ", ".join(f"{sum(r.status == s for r in rows)} {s}" for s in STATUS_STYLE if any(r.status == s for r in rows))
+    counts = ", ".join(
+        f"{sum(r.status == s for r in rows)} {s}" for s in STATUS_STYLE if any(r.status == s for r in rows)
+    )
     return Group(table, Text(counts))
 
 
@@ -42,7 +44,9 @@ def event(happened: StepEvent) -> RenderableType:
             return Text(f"▶ {happened.step}", style="bold")
         case "built":
             figures = _figures(happened.artifact.manifest.metrics) if happened.artifact else ""
-            return Text.assemble(("✓ ", "green"), f"{happened.step}  ", (f"{key}  {happened.seconds:.1f} s  ", "dim"), figures)
+            return Text.assemble(
+                ("✓ ", "green"), f"{happened.step}  ", (f"{key}  {happened.seconds:.1f} s  ", "dim"), figures
+            )
         case "hit":
             return Text.assemble(("= ", "green"), f"{happened.step}  ", (f"{key}  already built", "dim"))
         case "waiting":

@@ -12,7 +12,7 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 if TYPE_CHECKING:
     from acorn.stage import Job
@@ -83,7 +83,7 @@ def _start_wandb(job: Job) -> Any:
         name=job.step,
         id=f"{job.group}-{job.step}",
         resume="allow" if mode == "online" else None,
-        mode=mode,
+        mode=cast(Literal["online", "offline", "disabled", "shared"], mode),
         config={
             "recipe": job.recipe,
             "config": job.config.model_dump(mode="json"),

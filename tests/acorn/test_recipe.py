@@ -47,7 +47,9 @@ def test_steps_come_in_an_order_that_can_run(tmp_path: Path) -> None:
 
 def test_every_fault_is_reported_at_once_with_line_and_nearest_name(tmp_path: Path) -> None:
     text = GOOD.replace("{documents: 50", "{documets: 50").replace("vocab_size: 300", "vocab_size: many")
-    text = text.replace("tokenizer: tokenizer}", "tokenizer: tokeniser}").replace("stage: problems", "stage: problems\n    shade: x")
+    text = text.replace("tokenizer: tokenizer}", "tokenizer: tokeniser}").replace(
+        "stage: problems", "stage: problems\n    shade: x"
+    )
     found = faults_of(write(tmp_path, text))
     assert len(found) == 4
     assert any("recipe.yaml:7: corpus.config.documets: unknown field; did you mean 'documents'?" in f for f in found)
@@ -83,8 +85,10 @@ def test_a_key_given_twice_is_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_stage_names_the_nearest(tmp_path: Path) -> None:
-    assert any("no stage 'tokeniser'; did you mean 'tokenizer'?" in f
-               for f in faults_of(write(tmp_path, GOOD.replace("stage: tokenizer", "stage: tokeniser"))))
+    assert any(
+        "no stage 'tokeniser'; did you mean 'tokenizer'?" in f
+        for f in faults_of(write(tmp_path, GOOD.replace("stage: tokenizer", "stage: tokeniser")))
+    )
 
 
 def test_a_recipe_extends_another_and_removes_a_step_with_null(tmp_path: Path) -> None:

@@ -19,7 +19,9 @@ from registry import Registry
 from tests.acorn.test_recipe import GOOD, write
 
 
-def run(path: Path, home: Path, overrides: list[str] | None = None, selected: list[str] | None = None) -> list[StepEvent]:
+def run(
+    path: Path, home: Path, overrides: list[str] | None = None, selected: list[str] | None = None
+) -> list[StepEvent]:
     events: list[StepEvent] = []
     run_recipe(load_recipe(path, overrides or []), Registry(home), events.append, selected)
     return events
@@ -67,7 +69,7 @@ def test_manifests_carry_lineage_versions_licences_and_ledger(built: tuple[Path,
 
 def test_only_one_step_needs_its_inputs_built(tmp_path: Path) -> None:
     path = write(tmp_path, GOOD)
-    with pytest.raises(MissingInput, match="needs 'corpus', which is not built yet. Run `acorn run"):
+    with pytest.raises(MissingInput, match="needs 'corpus', which is not built yet"):
         run(path, tmp_path / "home", selected=["tokenizer"])
     assert kinds(run(path, tmp_path / "home", selected=["corpus"])) == ["corpus built"]
     assert kinds(run(path, tmp_path / "home", selected=["tokenizer"])) == ["corpus hit", "tokenizer built"]
@@ -75,15 +77,16 @@ def test_only_one_step_needs_its_inputs_built(tmp_path: Path) -> None:
 
 def test_an_edited_source_makes_the_step_stale_and_a_moved_one_does_not(tmp_path: Path) -> None:
     text = tmp_path / "mine.txt"
-    text.write_text("Once upon a time there was a corpus.\n\n" * 30)
-    recipe = f"name: own\nsteps:\n  corpus:\n    stage: text\n    config:\n      license: MIT\n      text: [{{path: {text}}}]\n"
+    text.write_text("".join(f"Once upon a time there were {n} acorns.\n\n" for n in range(200)))
+    config = f"{{license: MIT, text: [{{path: {text}, document_characters: 50}}]}}"
+    recipe = f"name: own\nsteps:\n  corpus:\n    stage: text\n    config: {config}\n"
     path, home = write(tmp_path, recipe), tmp_path / "home"
     assert kinds(run(path, home)) == ["corpus built"]
     moved = tmp_path / "elsewhere.txt"
     text.rename(moved)
     path = write(tmp_path, recipe.replace(str(text), str(moved)))
     assert kinds(run(path, home)) == ["corpus hit"]
-    moved.write_text("Another story.\n\n" * 30)
+    moved.write_text(moved.read_text().replace("acorns", "oaks"))
     [(status, why)] = statuses(path, home, [])
     assert status == "stale" and "text" in why
     moved.unlink()
@@ -150,7 +153,10 @@ def test_an_interrupted_run_ends_its_children_and_says_how_to_go_on(tmp_path: Pa
 def test_a_failing_step_ends_the_run_with_its_reason(tmp_path: Path) -> None:
     path, home = write(tmp_path, GOOD.replace("vocab_size: 300", "vocab_size: 60000")), tmp_path / "home"
     done = subprocess.run(
-        [sys.executable, "-m", "acorn", "--home", str(home), "run", str(path)], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "acorn", "--home", str(home), "run", str(path)],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1
     assert "ended with exit code" in done.stderr
