@@ -1,0 +1,249 @@
+"""acorn's own tasks in lighteval's terms, and the run of one task of either kind.
+
+Import it after `eval.lighteval.prepare()`.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+from unittest.mock import patch
+
+import datasets
+import numpy as np
+import torch
+from lighteval.logging.evaluation_tracker import EvaluationTracker
+from lighteval.metrics.metrics_corpus import CorpusLevelComputation
+from lighteval.metrics.metrics_sample import SampleLevelComputation
+from lighteval.metrics.utils.metric_utils import CorpusLevelMetric, SampleLevelMetricGrouping
+from lighteval.metrics.utils.stderr import mean_stderr
+from lighteval.models.model_output import ModelResponse
+from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
+from lighteval.tasks.lighteval_task import LightevalTaskConfig
+from lighteval.tasks.requests import Doc, SamplingMethod
+
+from acorn.problems import WordProblem, as_prompt, is_correct
+from eval.config import ACORN_TASKS, PLAIN_STOP, PROBLEMS, PROSE, EvaluateConfig
+from eval.lighteval import built_in_tasks, only_custom_tasks
+from eval.model import VERBATIM, ArtifactModel
+from eval.results import Metric, Outcome, Sample
+from eval.suite import Prose
+
+BOOTSTRAP_DRAWS = 1000
+
+
+class ExactMatch(SampleLevelComputation):  # type: ignore[misc]
+    """1 or 0 by `acorn.problems.is_correct`, overall and under the problem's level."""
+
+    def compute(self, doc: Doc, model_response: ModelResponse, **_: Any) -> dict[str, float]:
+        right = float(is_correct(model_response.final_text[0], doc.specific["answer"]))
+        return {"exact_match": right, f"exact_match_level_{doc.specific['level']}": right}
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A piece of prose: its log-probability in nats and its length in UTF-8 bytes."""
+
+    logprob: float
+    bytes: int
+
+
+class Score(SampleLevelComputation):  # type: ignore[misc]
+    """The log-probability of the one choice of a document, and its bytes."""
+
+    def compute(self, doc: Doc, model_response: ModelResponse, **_: Any) -> Scored:
+        return Scored(float(model_response.logprobs[0]), len(doc.choices[0].encode()))
+
+
+class BitsPerByte(CorpusLevelComputation):  # type: ignore[misc]
+    """-sum(log2 p) / sum(bytes) over all pieces: comparable between tokenizers."""
+
+    def compute_corpus(self, items: Sequence[Scored]) -> float:
+        return -sum(item.logprob for item in items) / math.log(2) / sum(item.bytes for item in items)
+
+
+def problems_task(problems: Sequence[WordProblem], model: ArtifactModel, limit: int, folder: Path) -> Any:
+    """lighteval's config of `acorn:problems`; the rows are written to `folder`.
+
+    `plain`: the document up to where the solution starts, opened as in training. `chat`: the question as the user's
+    turn. `limit`: longest answer in tokens.
+    """
+    plain = not model.use_chat_template
+
+    def prompt(row: dict[str, Any], name: str) -> Doc:
+        query = model.opening + as_prompt(row["question"]) if plain else row["question"]
+        return Doc(query=query, choices=[row["solution"]], gold_index=0, task_name=name, specific=dict(row))
+
+    levels = sorted({problem["level"] for problem in problems})
+    names = ["exact_match", *(f"exact_match_level_{level}" for level in levels)]
+    metric = SampleLevelMetricGrouping(
+        metric_name=names,
+        higher_is_better=dict.fromkeys(names, True),
+        category=SamplingMethod.GENERATIVE,
+        sample_level_fn=ExactMatch(),
+        corpus_level_fn=dict.fromkeys(names, np.mean),
+    )
+    stops = (PLAIN_STOP,) if plain else ()
+    return _task(PROBLEMS, problems, folder, prompt, metric, generation_size=limit, stop_sequence=stops)
+
+
+def prose_task(documents: Sequence[Prose], model: ArtifactModel, folder: Path) -> Any:
+    """lighteval's config of `acorn:prose`; the rows are written to `folder`.
+
+    A document longer than the model's context is scored in pieces, each opened like a document. lighteval's rolling
+    perplexity is wrong (0.13), so a piece is the one choice after the opening.
+    """
+    pieces = [
+        {"id": document["id"], "text": piece}
+        for document in documents
+        for piece in pieces_of(document["text"], model.tokenizer, model.max_length - 2)
+    ]
+
+    def prompt(row: dict[str, Any], name: str) -> Doc:
+        specific = {VERBATIM: True, "id": row["id"]}
+        return Doc(query=model.opening, choices=[row["text"]], gold_index=0, task_name=name, specific=specific)
+
+    metric = CorpusLevelMetric(
+        metric_name="bits_per_byte",
+        higher_is_better=False,
+        category=SamplingMethod.LOGPROBS,
+        sample_level_fn=Score(),
+        corpus_level_fn=BitsPerByte(),
+    )
+    return _task(PROSE, pieces, folder, prompt, metric)
+
+
+def pieces_of(text: str, tokenizer: Any, limit: int) -> list[str]:
+    """`text` in pieces of at most `limit` tokens, cut before a space where there is one, so that tokens stay whole."""
+    pieces: list[str] = []
+    while True:
+        offsets = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        if len(offsets) <= limit:
+            return [*pieces, text]
+        end = max(offsets[limit][0], 1)
+        end = text.rfind(" ", 1, end) if " " in text[1:end] else end
+        pieces.append(text[:end])
+        text = text[end:]
+
+
+def run_task(
+    task: str, model: ArtifactModel, own: Any | None, config: EvaluateConfig, folder: Path
+) -> dict[str, Outcome]:
+    """Run one task string on `model`; `own`: its config, if it is acorn's. `{task: outcome}`, several for a group.
+
+    `folder`: scratch for what lighteval and datasets write.
+    """
+    module = ModuleType("acorn_tasks")
+    module.TASKS_TABLE = [own] if own else []  # type: ignore[attr-defined]
+    torch.manual_seed(config.seed)
+    with only_custom_tasks() if own else built_in_tasks(), _datasets_cache(folder if own else None):
+        pipeline = Pipeline(
+            tasks=task,
+            pipeline_parameters=PipelineParameters(
+                launcher_type=ParallelismManager.NONE,
+                custom_tasks_directory=module,
+                max_samples=None if own else config.max_samples,
+                bootstrap_iters=0,  # 0.13 forks a pool for it, beside torch's threads; done in _outcome instead
+            ),
+            evaluation_tracker=EvaluationTracker(output_dir=str(folder), save_details=False),
+            model=model,
+        )
+        with torch.inference_mode():
+            pipeline.evaluate()
+    values = pipeline.evaluation_tracker.metrics_logger.metrics_values
+    details = pipeline.get_details()
+    return {
+        _spelt(name): _outcome(pipeline.tasks_dict[name], values[name], details[name], model, config.seed)
+        for name in values
+    }
+
+
+def _task(
+    name: str,
+    rows: Sequence[Any],
+    folder: Path,
+    prompt: Callable[[dict[str, Any], str], Doc],
+    metric: Any,
+    **options: Any,
+) -> Any:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "test.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    return LightevalTaskConfig(
+        name=name,
+        prompt_function=prompt,
+        hf_repo=str(folder),
+        hf_subset="default",
+        hf_avail_splits=["test"],
+        evaluation_splits=["test"],
+        few_shots_split="test",  # never used; without it lighteval warns of every model
+        metrics=[metric],
+        **options,
+    )
+
+
+def _datasets_cache(folder: Path | None) -> Any:
+    """Inside, `datasets` keeps its copies of our rows in `folder`, not in the user's home."""
+    place = folder / "datasets" if folder else datasets.config.HF_DATASETS_CACHE
+    return patch.object(datasets.config, "HF_DATASETS_CACHE", place)
+
+
+def _spelt(name: str) -> str:
+    """`acorn:prose` for lighteval's `acorn:prose|0`; its own tasks keep their number of examples."""
+    return name.split("|")[0] if name.split("|")[0] in ACORN_TASKS else name
+
+
+def _outcome(
+    task: Any, values: dict[str, list[Any]], details: Sequence[Any], model: ArtifactModel, seed: int
+) -> Outcome:
+    metrics: dict[str, Metric] = {}
+    for name, numbers in sorted(values.items()):
+        aggregate = task.aggregation()[name]
+        value = aggregate(numbers)
+        if isinstance(value, dict):  # a group of corpus metrics: lighteval gives them no error either
+            metrics |= {
+                part: Metric(value=float(number), stderr=None, n=len(numbers)) for part, number in value.items()
+            }
+        else:
+            metrics[name] = Metric(value=float(value), stderr=standard_error(aggregate, numbers, seed), n=len(numbers))
+    details = sorted(details, key=lambda detail: int(detail.doc.id))  # lighteval shuffles
+    return Outcome(metrics=metrics, samples=[_sample(detail, model) for detail in details])
+
+
+def standard_error(aggregate: Callable[..., Any], values: Sequence[Any], seed: int) -> float | None:
+    """Of a mean: standard deviation / sqrt(n). Of any other metric: a seeded bootstrap. None for one value."""
+    if len(values) < 2:
+        return None
+    if aggregate is np.mean:
+        return float(mean_stderr(values))
+    drawn = random.Random(seed)
+    return float(np.std([aggregate(drawn.choices(values, k=len(values))) for _ in range(BOOTSTRAP_DRAWS)], ddof=1))
+
+
+def _sample(detail: Any, model: ArtifactModel) -> Sample:
+    doc, response, specific = detail.doc, detail.model_response, detail.doc.specific or {}
+    if "answer" in specific:
+        return {
+            "id": specific["id"],
+            "level": specific["level"],
+            "prompt": model.prompt_manager.prepare_prompt(doc),
+            "prediction": response.final_text[0],
+            "gold": specific["answer"],
+            "correct": detail.metric["exact_match"] == 1.0,
+        }
+    if VERBATIM in specific:
+        scored = detail.metric["bits_per_byte"]
+        return {"id": specific["id"], "text": doc.choices[0], "logprob": scored.logprob, "bytes": scored.bytes}
+    return {
+        "id": doc.id,
+        "prompt": model.prompt_manager.prepare_prompt(doc),
+        "prediction": response.final_text[0] if response.final_text else None,
+        "logprobs": [float(logprob) for logprob in response.logprobs],
+        "gold": doc.get_golds(),
+        "metrics": {name: value for name, value in detail.metric.items() if isinstance(value, int | float)},
+    }
