@@ -31,9 +31,9 @@ class Mix(Part):
     30 : 55 : 15 is what small models learned fastest from: bare equations teach the arithmetic, problems its use.
     """
 
-    problems: float = Field(0.30, ge=0)
-    equations: float = Field(0.55, ge=0)
-    prose: float = Field(0.15, ge=0)
+    problems: float = Field(default=0.30, ge=0)
+    equations: float = Field(default=0.55, ge=0)
+    prose: float = Field(default=0.15, ge=0)
 
     @model_validator(mode="after")
     def _something(self) -> Self:
@@ -46,14 +46,14 @@ class ProblemsIdentity(Identity):
     """The procedural world; all of it follows from `seed`."""
 
     seed: int = 0
-    documents: int = Field(20_000, ge=1)
+    documents: int = Field(default=20_000, ge=1)
     """Pre-training documents (train); about 70 tokens each with the trained tokenizer."""
-    validation_documents: int = Field(500, ge=1)
+    validation_documents: int = Field(default=500, ge=1)
     """Held-out documents of the same mix."""
     mix: Mix = Mix()
-    problems_train: int = Field(5_000, ge=0)
+    problems_train: int = Field(default=5_000, ge=0)
     """Problems for synthetic data, SFT, DPO; spread evenly over the levels."""
-    problems_test: int = Field(500, ge=0)
+    problems_test: int = Field(default=500, ge=0)
     levels: tuple[int, ...] = (1, 2, 3, 4, 5)
     """Level n takes n + 1 steps; level 4 adds one distractor sentence, level 5 two."""
     license: str = "Apache-2.0"
@@ -77,7 +77,7 @@ class TextSource(Part):
     """`auto` goes by the ending: .txt, .md, .jsonl, .jsonl.gz, .parquet (of a folder: every such file in it)."""
     text_field: str = "text"
     """Column of jsonl, parquet and hub rows; one row is one document."""
-    document_characters: int = Field(4_000, ge=1)
+    document_characters: int = Field(default=4_000, ge=1)
     """Plain text is cut into documents at blank lines: paragraphs are put together up to this many characters."""
     label: str = "text"
     """`source` of the documents, which evaluation and statistics go by."""
@@ -88,12 +88,12 @@ class TextSource(Part):
     """Hub: the data set's own split for validation; default: hold-out by hash."""
     revision: str | None = None
     """Hub: commit to pin; without it the id alone stands for the data."""
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
     """Read at most so many documents of this source."""
 
 
 class ProblemSource(Part):
-    """Problems with worked answers in GSM8K's form: columns `question` and `answer`, the answer's last line `#### N`."""
+    """Problems with worked answers in GSM8K's form: `question` and `answer`, the answer's last line `#### N`."""
 
     path: Source
     format: Literal["auto", "jsonl", "parquet", "hub"] = "auto"
@@ -107,7 +107,7 @@ class ProblemSource(Part):
     test_split: str | None = None
     """Hub: the source's own test split, likewise."""
     revision: str | None = None
-    limit: int | None = Field(None, ge=1)
+    limit: int | None = Field(default=None, ge=1)
 
 
 class TextIdentity(Identity):
@@ -117,9 +117,9 @@ class TextIdentity(Identity):
     problems: tuple[ProblemSource, ...] = ()
     problems_as_text: bool = True
     """Whether the train problems are pre-training documents, too."""
-    validation_fraction: float = Field(0.02, ge=0, lt=1)
+    validation_fraction: float = Field(default=0.02, ge=0, lt=1)
     """Share of the documents held out, chosen by a hash of their text."""
-    test_fraction: float = Field(0.1, ge=0, lt=1)
+    test_fraction: float = Field(default=0.1, ge=0, lt=1)
     """Share of the problems held out where the source has no test part, chosen by a hash of the question."""
     license: str
     """Licence of the data, such as `"MIT"` or `"CC-BY-SA-3.0"`; it goes into every descendant's manifest."""
@@ -136,8 +136,11 @@ class TokenizerIdentity(Identity):
 
     vocab_size: int = 2_048
     """Entries including 256 bytes and 4 special tokens; ignored with `pretrained`."""
-    min_frequency: int = Field(2, ge=1)
+    min_frequency: int = Field(default=2, ge=1)
     """A pair seen less often is not merged."""
+    documents: int = Field(default=50_000, ge=1)
+    """Train on so many documents at most, taken evenly from the whole corpus: 50,000 short ones cost about 10 s of CPU,
+    and more hardly change the merges."""
     template: Source | None = None
     """File of an own chat template; default: `corpus/chat_template.jinja`."""
     pretrained: Source | None = None
@@ -162,7 +165,7 @@ class TokensIdentity(Identity):
     """Of the order of the documents."""
     document_token: str | None = None
     """Token that opens each document; default: the tokenizer's `bos`."""
-    minimum_tokens: int = Field(1, ge=1)
+    minimum_tokens: int = Field(default=1, ge=1)
     """Refuse a corpus with fewer train tokens."""
 
 
@@ -173,5 +176,5 @@ class CorpusExecution(Execution):
 class TokensExecution(Execution):
     """How the work is cut up."""
 
-    batch_documents: int = Field(1_024, ge=1)
+    batch_documents: int = Field(default=1_024, ge=1)
     """Documents tokenised at a time; memory grows with it, the result does not change."""

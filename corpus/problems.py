@@ -29,11 +29,13 @@ def run(job: Job) -> dict[str, float]:
     config: ProblemsIdentity = job.config
     with CorpusWriter(job.out) as writer:
         held_out: set[str] = set()
-        writer.write_problems("test", _problems("test", config, config.problems_test, held_out))
+        for problem in _problems("test", config, config.problems_test, held_out):
+            writer.problem("test", problem)
         for key, text, source in _documents("validation", config, config.validation_documents, held_out):
             held_out.add(key)
             writer.document("validation", text, source)
-        writer.write_problems("train", _problems("train", config, config.problems_train, set(held_out)))
+        for problem in _problems("train", config, config.problems_train, set(held_out)):
+            writer.problem("train", problem)
         documents = _documents("train", config, config.documents, held_out)
         for _, text, source in tqdm(documents, total=config.documents, desc="documents", mininterval=1):
             writer.document("train", text, source)
@@ -47,7 +49,8 @@ def _problems(part: str, config: ProblemsIdentity, count: int, taken: set[str]) 
         level = config.levels[index % len(config.levels)]
         puzzle = _new_puzzle(random, level, taken)
         taken.add(puzzle.question)
-        yield WordProblem(id=f"{part}-{index:06d}", level=level, **puzzle._asdict())
+        question, solution, answer = puzzle
+        yield WordProblem(id=f"{part}-{index:06d}", question=question, solution=solution, answer=answer, level=level)
 
 
 def _documents(

@@ -99,13 +99,33 @@ def _cast(random: Random) -> dict[str, str]:
     base, past, gerund = _VERBS[int(random.random() * len(_VERBS))]
     colour, size, thing, job = (pick(random, words) for words in (_COLOURS, _SIZES, _THINGS, _JOBS))
     words = {
-        "name": name, "friend": friend, "job": job, "place": place, "Place": place[0].upper() + place[1:], "sight": sight, "weather": weather,
-        "scene": scene, "Scene": scene[0].upper() + scene[1:], "feel": feel, "mood": mood, "gesture": gesture,
-        "base": base, "past": past, "gerund": gerund, "colour": colour, "size": size, "thing": thing,
-        "animal": kind.noun, "sound": kind.sound, "food": kind.food, "home": kind.home,
-        "time": pick(random, _TIMES), "how": pick(random, _HOW),
-        "a_size": _article(size), "a_thing": _article(thing), "a_animal": _article(kind.noun),
-    }  # fmt: skip
+        "name": name,
+        "friend": friend,
+        "job": job,
+        "place": place,
+        "Place": place[0].upper() + place[1:],
+        "sight": sight,
+        "weather": weather,
+        "scene": scene,
+        "Scene": scene[0].upper() + scene[1:],
+        "feel": feel,
+        "mood": mood,
+        "gesture": gesture,
+        "base": base,
+        "past": past,
+        "gerund": gerund,
+        "colour": colour,
+        "size": size,
+        "thing": thing,
+        "animal": kind.noun,
+        "sound": kind.sound,
+        "food": kind.food,
+        "home": kind.home,
+        "time": pick(random, _TIMES),
+        "how": pick(random, _HOW),
+        "a_size": _article(size),
+        "a_thing": _article(thing),
+    }
     return words | (_SHE if she else _HE)
 
 
@@ -129,7 +149,7 @@ _BODY = (
     "{Scene}, so everything was {feel}.",
     "{name} took {her} {thing} and {past} {how} to {sight}.",
     "The {animal} was {colour}, and it liked {food} more than anything else.",
-    "{She} was {mood}, because {friend} had not written for weeks.",
+    "{She} was worried, because {friend} had not written for weeks.",
     '"Where is my {thing}?" asked {name}.',
     '"I have not seen it," said {friend}, "but the {animal} may know."',
     "Behind {sight} {she} saw {friend}, who was {gerund} {how}.",
@@ -138,7 +158,7 @@ _BODY = (
     "If the day had not been so {weather}, they would have stayed {place}.",
     "{He2} did not {base}, but {she} did.",
     "There were {colour} birds over {sight}, and nobody counted them.",
-    "{name} {gesture}, sat down and told {friend} about the {thing}.",
+    "{name}, {mood} as ever, {gesture}, sat down and told {friend} about the {thing}.",
     "While {scene}, the {animal} slept in {home}.",
 )
 _ENDINGS = (

@@ -30,7 +30,6 @@ TEXT = Stage(
     execution=CorpusExecution,
     output="corpus",
     run="corpus.text:run",
-    check="corpus.check:check_text",
 )
 
 TOKENIZER = Stage(
@@ -42,7 +41,6 @@ TOKENIZER = Stage(
     inputs={"corpus?": "corpus"},
     output="tokenizer",
     run="corpus.tokenizers:run",
-    check="corpus.check:check_tokenizer",
 )
 
 TOKENS = Stage(

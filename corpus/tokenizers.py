@@ -10,6 +10,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from itertools import islice
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -99,7 +101,7 @@ def train(corpus: Path, config: TokenizerIdentity) -> Tokenizer:
         initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(_training_texts(corpus), trainer)
+    tokenizer.train_from_iterator(training_texts(corpus, config.documents), trainer)
     size = tokenizer.get_vocab_size()
     if size < config.vocab_size:
         raise ValueError(
@@ -110,11 +112,14 @@ def train(corpus: Path, config: TokenizerIdentity) -> Tokenizer:
     return tokenizer
 
 
-def _training_texts(corpus: Path) -> Iterator[str]:
-    yield from texts(corpus, "train")
+def training_texts(corpus: Path, documents: int) -> Iterator[str]:
+    """At most `documents` documents, evenly from the whole corpus, and as many problems as turns of a chat."""
+    stats = json.loads((corpus / "stats.json").read_text(encoding="utf-8"))
+    total = sum(stats["documents"]["train"].values())
+    yield from islice(texts(corpus, "train"), 0, None, max(1, ceil(total / documents)))
     problems = corpus / "problems" / "train.jsonl"
     if problems.exists():  # the words of the chat format ("user", "assistant") are in no document
-        for row in rows(problems):
+        for row in islice(rows(problems), documents):
             yield f"user\n{row['question']}"
             yield f"assistant\n{row['solution']}"
 

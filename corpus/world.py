@@ -17,15 +17,18 @@ LARGEST = 199
 """Three digits are enough to need a carry over the hundred, and few enough to be learned in minutes."""
 _LARGEST_CHANGE = 99
 
+# fmt: off
 NAMES = {
-    "she": "Mia Anna Lucy Nora Ella Rosa Jane Lily Emma Zoe Ruth Ida Kate Sara Vera Amy".split(),
-    "he": "Tom Ben Max Sam Leo Jack Paul Finn Hugo Adam Noah Eric Carl Omar Dan Ray".split(),
+    "she": ("Mia", "Anna", "Lucy", "Nora", "Ella", "Rosa", "Jane", "Lily",
+            "Emma", "Zoe", "Ruth", "Ida", "Kate", "Sara", "Vera", "Amy"),
+    "he": ("Tom", "Ben", "Max", "Sam", "Leo", "Jack", "Paul", "Finn",
+           "Hugo", "Adam", "Noah", "Eric", "Carl", "Omar", "Dan", "Ray"),
 }
-OBJECTS = (
-    "coins apples cards books shells stamps marbles pencils eggs beads stones stickers pears cups keys balls".split()
-)
-GAINS = "buys finds wins gets collects receives picks earns".split()
-LOSSES = "sells loses uses drops breaks lends spends donates".split()
+OBJECTS = ("coins", "apples", "cards", "books", "shells", "stamps", "marbles", "pencils",
+           "eggs", "beads", "stones", "stickers", "pears", "cups", "keys", "balls")
+# fmt: on
+GAINS = ("buys", "finds", "wins", "gets", "collects", "receives", "picks", "earns")
+LOSSES = ("sells", "loses", "uses", "drops", "breaks", "lends", "spends", "donates")
 _THEN = ("Then", "Next", "Later", "After that", "The next day", "In the evening")
 _QUESTIONS = (
     "How many {objects} does {name} have now?",

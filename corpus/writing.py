@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, TextIO
@@ -18,10 +18,16 @@ SHARD_DOCUMENTS = 100_000
 """Documents a file: about 30 MB of the procedural world, small enough to open in an editor."""
 
 Part = Literal["train", "validation"]
+ProblemPart = Literal["train", "test"]
+
+
+_BREAKS = str.maketrans({mark: f"\\u{ord(mark):04x}" for mark in "\x85\u2028\u2029"})
+"""Legal inside JSON text, but `str.splitlines` would cut a row in two there (a GSM8K question has one)."""
 
 
 def to_line(row: Any) -> str:
-    return json.dumps(row, ensure_ascii=False) + "\n"
+    """One line of a JSON lines file; readable text stays readable."""
+    return json.dumps(row, ensure_ascii=False).translate(_BREAKS) + "\n"
 
 
 class CorpusWriter:
@@ -30,9 +36,10 @@ class CorpusWriter:
     def __init__(self, out: Path) -> None:
         self._out = out
         self._files: dict[Part, TextIO] = {}
+        self._problem_files: dict[ProblemPart, TextIO] = {}
         self.documents: dict[Part, Counter[str]] = {"train": Counter(), "validation": Counter()}
         self.characters: dict[Part, Counter[str]] = {"train": Counter(), "validation": Counter()}
-        self.problems: dict[str, dict[str, int]] = {}
+        self.problems: dict[ProblemPart, Counter[int]] = {"train": Counter(), "test": Counter()}
         self.notes: dict[str, Any] = {}
         """Further figures for `stats.json`."""
 
@@ -44,15 +51,13 @@ class CorpusWriter:
         self.documents[part][source] += 1
         self.characters[part][source] += len(text)
 
-    def write_problems(self, part: Literal["train", "test"], rows: Iterable[WordProblem]) -> None:
-        path = self._out / "problems" / f"{part}.jsonl"
-        path.parent.mkdir(exist_ok=True)
-        levels: Counter[int] = Counter()
-        with path.open("w", encoding="utf-8") as file:
-            for row in rows:
-                file.write(to_line(row))
-                levels[row["level"]] += 1
-        self.problems[part] = {str(level): levels[level] for level in sorted(levels)}
+    def problem(self, part: ProblemPart, row: WordProblem) -> None:
+        if part not in self._problem_files:
+            path = self._out / "problems" / f"{part}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            self._problem_files[part] = path.open("w", encoding="utf-8")
+        self._problem_files[part].write(to_line(row))
+        self.problems[part][row["level"]] += 1
 
     def metrics(self) -> dict[str, float]:
         """Figures for the step's final metrics."""
@@ -60,8 +65,8 @@ class CorpusWriter:
         for part in self.documents:
             figures[f"corpus/{part}_documents"] = self.documents[part].total()
             figures[f"corpus/{part}_characters"] = self.characters[part].total()
-        for part, levels in self.problems.items():
-            figures[f"corpus/problems_{part}"] = sum(levels.values())
+        for kind, levels in self.problems.items():
+            figures[f"corpus/problems_{kind}"] = levels.total()
         return figures
 
     def _open_shard(self, part: Part, index: int) -> None:
@@ -74,16 +79,17 @@ class CorpusWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        for file in self._files.values():
+        for file in (*self._files.values(), *self._problem_files.values()):
             file.close()
         if kind is None:
-            counts: dict[str, Any] = {"documents": self.documents, "characters": self.characters}
             stats = {
-                name: {part: _ordered(counter) for part, counter in parts.items()} for name, parts in counts.items()
+                "documents": _ordered(self.documents),
+                "characters": _ordered(self.characters),
+                "problems": _ordered(self.problems),
+                **self.notes,
             }
-            stats |= {"problems": self.problems, **self.notes}
             (self._out / "stats.json").write_text(json.dumps(stats, indent=2) + "\n", encoding="utf-8")
 
 
-def _ordered(counter: Counter[str]) -> dict[str, int]:
-    return {key: counter[key] for key in sorted(counter)}
+def _ordered(parts: Mapping[Any, Counter[Any]]) -> dict[str, dict[str, int]]:
+    return {part: {str(key): counter[key] for key in sorted(counter)} for part, counter in parts.items()}

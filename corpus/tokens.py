@@ -1,0 +1,143 @@
+"""Stage `tokens`: the corpus as token ids, tokenised once and shuffled by document.
+
+Two passes, so that memory does not grow with the corpus: documents are tokenised in their order into a scratch file,
+then copied in the shuffled order (16 bytes of memory a document, disk for the tokens twice). Text is text: a
+`<|im_end|>` that stands in a document is encoded as characters, never as the special token.
+
+Not datatrove's `DocumentTokenizer` (it starts in 1.5 s, so not for that): it closes documents with an end token where
+ours are opened by `bos`, reads special tokens out of the text, and packs ids one by one in Python.
+benchmarks/tokenise.py measures both.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from acorn.stage import Job
+from corpus.config import TokensIdentity
+from corpus.reading import texts
+
+_LARGE = 65_536
+"""From so many entries on, ids take four bytes."""
+_COPIED_AT_ONCE = 4_096
+"""Documents gathered before a write in the second pass: about 1 MB."""
+
+
+class Written(NamedTuple):
+    """One part in its first order."""
+
+    lengths: NDArray[np.int64]
+    """Tokens of each document, `bos` included."""
+    bytes: int
+    """UTF-8 bytes of the texts, which bits per byte are counted by."""
+
+
+def run(job: Job) -> dict[str, float]:
+    """Write a `tokens` artifact: `train.bin`, `validation.bin`, `meta.json`. Returns the counts.
+
+    Raises ValueError for a corpus without train documents or with fewer than `minimum_tokens`, and for a tokenizer
+    without the token that opens documents.
+    """
+    config: TokensIdentity = job.config
+    tokenizer = load_tokenizer(job.inputs["tokenizer"])
+    start = opening_id(tokenizer, job.inputs["tokenizer"], config.document_token)
+    size = vocabulary_size(tokenizer)
+    dtype = np.dtype("<u4" if size >= _LARGE else "<u2")
+    scratch = job.scratch / "ordered.bin"
+    batch = job.execution.batch_documents
+    train = tokenise(texts(job.inputs["corpus"], "train"), tokenizer, start, dtype, scratch, batch)
+    refuse_too_little(train, config.minimum_tokens)
+    shuffle(scratch, train.lengths, dtype, config.seed, job.out / "train.bin")
+    scratch.unlink()
+    held_out = texts(job.inputs["corpus"], "validation")
+    validation = tokenise(held_out, tokenizer, start, dtype, job.out / "validation.bin", batch)
+    meta = {
+        "dtype": dtype.name,
+        "vocab_size": size,
+        "train_tokens": int(train.lengths.sum()),
+        "validation_tokens": int(validation.lengths.sum()),
+        "train_bytes": train.bytes,
+        "validation_bytes": validation.bytes,
+    }
+    (job.out / "meta.json").write_text(json.dumps(meta, indent=2) + "\n", encoding="utf-8")
+    return {
+        "tokens/train": float(train.lengths.sum()),
+        "tokens/validation": float(validation.lengths.sum()),
+        "tokens/train_documents": float(len(train.lengths)),
+        "tokens/bytes_per_token": train.bytes / float(train.lengths.sum()),
+    }
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The folder's tokenizer without transformers (2 s of import): plain text in, no token added, no truncation."""
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.encode_special_tokens = True
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
+
+
+def opening_id(tokenizer: Tokenizer, folder: Path, token: str | None) -> int:
+    """Id of the token that opens documents: `token`, else the tokenizer's `bos`. Raises ValueError without one."""
+    if token is None:
+        token = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8")).get("bos_token")
+        token = token["content"] if isinstance(token, dict) else token
+    number = None if token is None else tokenizer.token_to_id(token)
+    if number is None:
+        what = "the tokenizer has no bos token" if token is None else f"{token!r} is not in the tokenizer's vocabulary"
+        raise ValueError(f"document_token: {what}; set it to a token of the vocabulary, such as '<|endoftext|>'")
+    return int(number)
+
+
+def vocabulary_size(tokenizer: Tokenizer) -> int:
+    """Largest id + 1: rows an embedding needs, also where the ids have gaps."""
+    return 1 + max(tokenizer.get_vocab(with_added_tokens=True).values())
+
+
+def tokenise(
+    documents: Iterator[str], tokenizer: Tokenizer, start: int, dtype: np.dtype, path: Path, batch: int
+) -> Written:
+    """Write the documents' ids one after the other, each opened by `start`; `batch` documents are held at a time."""
+    lengths: list[NDArray[np.int64]] = []
+    size = 0
+    with path.open("wb") as file, tqdm(desc=f"tokenising to {path.name}", unit="doc", mininterval=1) as progress:
+        while chunk := list(islice(documents, batch)):
+            encoded = [encoding.ids for encoding in tokenizer.encode_batch_fast(chunk, add_special_tokens=False)]
+            flat: list[int] = []
+            for ids in encoded:
+                flat.append(start)
+                flat += ids
+            file.write(np.array(flat, dtype=dtype).tobytes())
+            lengths.append(np.array([len(ids) + 1 for ids in encoded], dtype=np.int64))
+            size += sum(len(text.encode()) for text in chunk)
+            progress.update(len(chunk))
+    return Written(np.concatenate(lengths) if lengths else np.zeros(0, np.int64), size)
+
+
+def refuse_too_little(train: Written, minimum: int) -> None:
+    """Raise ValueError for a corpus that training could not start from."""
+    if not len(train.lengths):
+        raise ValueError("the corpus has no train documents: give its step documents (`documents`, or a text source)")
+    if (tokens := int(train.lengths.sum())) < minimum:
+        raise ValueError(f"the corpus has {tokens} train tokens, minimum_tokens wants {minimum}: give more documents")
+
+
+def shuffle(source: Path, lengths: NDArray[np.int64], dtype: np.dtype, seed: int, path: Path) -> None:
+    """Copy the documents of `source` in an order that follows from `seed` alone."""
+    tokens = np.memmap(source, dtype=dtype, mode="r")
+    ends = np.cumsum(lengths)
+    order = np.random.default_rng(seed).permutation(len(lengths))
+    with path.open("wb") as file:
+        for first in tqdm(range(0, len(order), _COPIED_AT_ONCE), desc="shuffling", mininterval=1):
+            chosen = order[first : first + _COPIED_AT_ONCE]
+            spans = zip(ends[chosen] - lengths[chosen], ends[chosen], strict=True)
+            file.write(np.concatenate([tokens[begin:end] for begin, end in spans]).tobytes())
