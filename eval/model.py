@@ -124,6 +124,8 @@ class ArtifactModel(TransformersModel):  # type: ignore[misc]
         model.generate = _ends_where_it_should(
             model.generate, self.tokenizer, end_ids(model, self.tokenizer), self.config.generation_parameters
         )
+        # lighteval adds up log-probabilities in the model's dtype: in bfloat16 a sum of 100 keeps two digits.
+        model.register_forward_hook(_logits_in_float32)
         return model
 
     def _get_batch_size(self, max_input_length: int, override_bs: int | None, starting_batch_size: int = 512) -> int:
@@ -144,6 +146,11 @@ def _as_lists(responses: list[Any]) -> list[Any]:
         response.input_tokens = [int(token) for token in response.input_tokens]
         response.output_tokens = [torch.as_tensor(tokens).tolist() for tokens in response.output_tokens]
     return responses
+
+
+def _logits_in_float32(model: Any, inputs: Any, output: Any) -> Any:
+    output.logits = output.logits.float()
+    return output
 
 
 def end_ids(model: Any, tokenizer: Any) -> list[int]:

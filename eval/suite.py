@@ -10,7 +10,7 @@ import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypedDict, TypeVar
+from typing import Any, TypedDict, TypeVar, cast
 
 from acorn.problems import WordProblem
 from eval.config import PROBLEMS, PROSE, EvaluateConfig
@@ -28,7 +28,8 @@ class Prose(TypedDict):
 def read_problems(corpus: Path | None, config: EvaluateConfig) -> list[WordProblem]:
     """Held-out problems, `problems_per_level` of each level. Raises ValueError if the corpus has none."""
     file = _corpus(corpus, PROBLEMS) / "problems" / "test.jsonl"
-    problems: list[WordProblem] = _read_lines(file) if file.exists() else []
+    lines = _read_lines(file) if file.exists() else []
+    problems = [cast(WordProblem, {key: line[key] for key in WordProblem.__annotations__}) for line in lines]
     if not problems:
         raise ValueError(
             f"task {PROBLEMS} needs held-out problems, but the corpus has no problems/test.jsonl with any: take the "

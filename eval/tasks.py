@@ -173,7 +173,7 @@ def _task(
     **options: Any,
 ) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "test.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    (folder / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     return LightevalTaskConfig(
         name=name,
         prompt_function=prompt,
