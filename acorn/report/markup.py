@@ -13,7 +13,9 @@ from datetime import datetime
 from html import escape
 from typing import Any
 
-_VOID = frozenset({"br", "meta", "rect", "circle", "line", "path", "polyline", "use"})
+NONE = "\N{EN DASH}"
+"""Stands in a table where there is no figure."""
+_VOID = frozenset({"meta", "rect", "circle", "line", "path", "polyline"})
 # XML and HTML allow no control characters but tab and newline; models do emit them.
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f\ud800-\udfff]")
 
@@ -40,14 +42,14 @@ def join(parts: Iterable[Any]) -> Html:
     return Html("".join(text(part) for part in parts))
 
 
-def tag(name: str, *children: Any, **attributes: Any) -> Html:
+def tag(name: str, /, *children: Any, **attributes: Any) -> Html:
     """`<name attributes>children</name>`.
 
     Attribute names: `class_` is `class`, other underscores become dashes. None and False leave an attribute out, True
     gives it without a value, floats are rounded to 2 places (SVG coordinates).
     """
-    opened = f"<{name}{''.join(_attribute(key, value) for key, value in attributes.items())}>"
-    return Html(opened) if name in _VOID and not children else Html(f"{opened}{join(children)}</{name}>")
+    opened = f"<{name}{''.join(_attribute(key, value) for key, value in attributes.items())}"
+    return Html(f"{opened}/>") if name in _VOID else Html(f"{opened}>{join(children)}</{name}>")
 
 
 def _attribute(key: str, value: Any) -> str:
@@ -63,7 +65,9 @@ def coordinate(value: float) -> str:
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
-def table(head: Sequence[Any], rows: Iterable[Sequence[Any]], foot: Sequence[Any] | None = None, **attributes: Any) -> Html:
+def table(
+    head: Sequence[Any], rows: Iterable[Sequence[Any]], foot: Sequence[Any] | None = None, **attributes: Any
+) -> Html:
     """A table that scrolls by itself where it is too wide. Cells made by `tag("td", ...)` stay, others are wrapped."""
     parts = [tag("thead", tag("tr", *(_cell(cell, "th") for cell in head)))]
     parts.append(tag("tbody", *(tag("tr", *(_cell(cell, "td") for cell in row)) for row in rows)))
@@ -94,7 +98,7 @@ def figure(value: float) -> str:
         return str(value)
     if value == 0 or abs(value) >= 1000 or (abs(value) >= 100 and value == int(value)):
         return f"{value:,.0f}"
-    if abs(value) < 1e-3:
+    if abs(value) < 1e-2:
         mantissa, _, exponent = f"{value:.2e}".partition("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
     digits = max(0, 2 - math.floor(math.log10(abs(value))))

@@ -1,0 +1,121 @@
+"""`acorn report`: a run of a recipe as one HTML page.
+
+The page holds everything: its style, a script of a few lines for the pointer, all drawings as SVG. It asks for nothing
+over the network and its content policy forbids it to, so it can be mailed, archived and opened in ten years. What
+models wrote is untrusted: it is escaped (`markup`), and the policy lets no other script run.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+from importlib.resources import files
+from pathlib import Path
+
+from acorn.recipe import Recipe
+from acorn.report.chain import chain
+from acorn.report.curves import curves
+from acorn.report.data import data
+from acorn.report.evaluation import Results, read_results, role_legend, scores
+from acorn.report.exports import exports
+from acorn.report.headline import headline
+from acorn.report.ledger import ledger
+from acorn.report.markup import Html, join, tag, trusted
+from acorn.report.read import Run, read_run
+from acorn.report.records import records
+from acorn.report.samples import samples
+from registry import Registry
+
+__all__ = ["write_report"]
+
+_CHAIN_LEAD = "Each box is an artifact in the registry. Point at one for details, follow it for its record."
+_ANSWERS_LEAD = "The same questions to every model. The first step that does not add up is marked."
+
+
+def write_report(recipe: Recipe, registry: Registry, path: Path) -> Path:
+    """Draw the newest artifacts under `recipe`'s names into one HTML file at `path`, and return `path`.
+
+    Steps that are not built are shown as such. Raises RegistryError if an artifact is damaged, ValueError naming a
+    file in one that is malformed.
+    """
+    page = render(read_run(recipe, registry))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.tmp")
+    aside.write_text(page, encoding="utf-8")
+    aside.replace(path)
+    return path
+
+
+def render(run: Run) -> str:
+    """The page's text."""
+    style, script = _resource("report.css"), _resource("report.js")
+    results = read_results(run)
+    sections = [
+        _section("chain", "How it was made", _CHAIN_LEAD, chain(run)),
+        _section("scores", "How good it is", "", scores(run)),
+        _section("answers", "What they answered", _ANSWERS_LEAD, _answers(run, results)),
+        _section("training", "How it learned", "", curves(run)),
+        _section("data", "What it learned from", "", data(run)),
+        _section("export", "What runs on a laptop", "", exports(run)),
+        _section("cost", "What it cost", "", ledger(run)),
+        _section("records", "Where everything came from", _origin(run), records(run)),
+    ]  # fmt: skip
+    shown = [section for section in sections if section is not None]
+    main = tag("main", headline(run, results[0] if results else None), *(html for *_, html in shown))
+    tip = tag("div", id="tip", hidden=True)
+    body = tag("body", _navigation(shown), main, _foot(run), tip, tag("script", trusted(script)))
+    return f"<!doctype html>\n{tag('html', _head(run, style, script), body, lang='en')}\n"
+
+
+def _head(run: Run, style: str, script: str) -> Html:
+    return tag(
+        "head",
+        tag("meta", charset="utf-8"),
+        tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
+        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
+        tag("meta", name="color-scheme", content="light dark"),
+        tag("title", f"{run.recipe.name}: acorn run report"),
+        tag("style", trusted(style)),
+    )
+
+
+def _answers(run: Run, results: list[Results]) -> Html | None:
+    """Sample problems of every evaluation that kept some."""
+    found = [(one, drawn) for one in results if (drawn := samples(run, one))]
+    return join(part for one, drawn in found for part in (role_legend(one), drawn)) if found else None
+
+
+def _section(name: str, title: str, lead: str, content: Html | None) -> tuple[str, str, Html] | None:
+    """Name, title and markup; None where the recipe has nothing to show there."""
+    if content is None:
+        return None
+    head = [tag("h2", title), tag("p", lead, class_="lead") if lead else None]
+    return name, title, tag("section", *head, content, id=name)
+
+
+def _navigation(sections: list[tuple[str, str, Html]]) -> Html:
+    mark = tag("a", trusted(_resource("mark.html")), "acorn", href="#", class_="mark")
+    return tag("nav", mark, *(tag("a", name, href=f"#{name}") for name, *_ in sections))
+
+
+def _origin(run: Run) -> str:
+    command = f"acorn run {run.recipe.path}"
+    return f"`{command}` builds what is missing. Equal config and inputs give equal keys. {run.note}".strip()
+
+
+def _foot(run: Run) -> Html:
+    newest = max((made.artifact.manifest.created for made in run.built() if made.artifact), default="")
+    return tag("footer", f"{run.recipe.name}, drawn by acorn report. Newest artifact: {newest or 'none'}.")
+
+
+def _policy(style: str, script: str) -> str:
+    """Nothing from anywhere; only this style and this script, named by their hashes (CSP level 2)."""
+    return f"default-src 'none'; style-src '{_sha256(style)}'; script-src '{_sha256(script)}'"
+
+
+def _sha256(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
+
+
+def _resource(name: str) -> str:
+    return (files("acorn.report") / name).read_text(encoding="utf-8")
