@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,7 @@ from posttrain.checkpoint import AtomicCheckpoints, Checkpoint, newest_whole
 from posttrain.config import PosttrainConfig, PosttrainExecution
 from posttrain.data import RowCounts, guard_chat, guard_pairs, load_rows
 
+CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "accelerate"
 TOKENIZER_FILES = (
     *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"),
     *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
@@ -46,21 +47,23 @@ class AtomicDPOTrainer(AtomicCheckpoints, DPOTrainer):  # type: ignore[misc]
 
 def sft(job: Job) -> dict[str, float]:
     """Fine-tune `inputs["model"]` on the conversations of `inputs["chat"]` (stage `sft`)."""
-    trainer, tokenizer = build_sft(job)
-    config: PosttrainConfig = job.config
-    end_of_turn, length = token_id(tokenizer, config.end_of_turn), trainer.args.max_length
-    counts = guard_chat(trainer.train_dataset, trainer.rows_given, end_of_turn, length, config.max_truncated)
-    return train(job, trainer, counts, end_of_turn, flops_per_token=6)
+    return run(job, build_sft, guard_chat, flops_per_token=6)
 
 
 def dpo(job: Job) -> dict[str, float]:
     """Align `inputs["model"]` with the pairs of `inputs["preferences"]` (stage `dpo`)."""
-    trainer, tokenizer = build_dpo(job)
-    config: PosttrainConfig = job.config
-    end_of_turn, length = token_id(tokenizer, config.end_of_turn), trainer.args.max_length
-    counts = guard_pairs(trainer.train_dataset, trainer.rows_given, end_of_turn, length, config.max_truncated)
     # The reference model's forward pass costs 2 more per parameter and token.
-    return train(job, trainer, counts, end_of_turn, flops_per_token=8)
+    return run(job, build_dpo, guard_pairs, flops_per_token=8)
+
+
+def run(job: Job, build: Callable[..., Any], guard: Callable[..., RowCounts], flops_per_token: int) -> dict[str, float]:
+    """Build the trainer, look at its rows, train, write the model; all processes of the job call it."""
+    config: PosttrainConfig = job.config
+    with cleared_state():
+        trainer, tokenizer = build(job)
+        end_of_turn, length = token_id(tokenizer, config.end_of_turn), trainer.args.max_length
+        counts = guard(trainer.train_dataset, trainer.rows_given, end_of_turn, length, config.max_truncated)
+        return train(job, trainer, counts, end_of_turn, flops_per_token)
 
 
 def build_sft(job: Job) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -138,7 +141,7 @@ def train(job: Job, trainer: Any, counts: RowCounts, end_of_turn: int, flops_per
     newest = newest_checkpoint(trainer)
     trainer._total_train_tokens = newest.tokens if newest else 0  # TRL starts at 0 again after a resume
     parameters = count_parameters(trainer)
-    with job.track(resume_step=newest.step if newest else None) as tracker, launched_once():
+    with job.track(resume_step=newest.step if newest else None) as tracker:
         trainer.add_callback(TrackerCallback(tracker, trainer, expected_kind(job)))
         trainer.train(resume_from_checkpoint=str(newest.path) if newest else None)
         write_model(job, trainer, end_of_turn)
@@ -173,6 +176,10 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]
         assert_wrapped(self.trainer.model_wrapped, self.kind)
         self.tokens, self.since = self.trainer._total_train_tokens, time.perf_counter()
 
+    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
+        if state.global_step >= state.max_steps:  # however few steps there are, the last one is logged
+            control.should_log = True
+
     def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
         if "loss" not in logs:  # Trainer's summary at the end
             return
@@ -191,10 +198,14 @@ def passed_on(logs: Mapping[str, float]) -> dict[str, float]:
 
 def count_parameters(trainer: Any) -> int:
     """Parameters that a token passes through: all but an input embedding with a separate output head."""
-    total: int = sum(parameter.numel() for parameter in trainer.model.parameters())
+    total: int = sum(_numel(parameter) for parameter in trainer.model.parameters())
     inner = trainer.accelerator.unwrap_model(trainer.model)
     tied = inner.get_output_embeddings() is None or inner.config.get_text_config().tie_word_embeddings
-    return total - (0 if tied else int(inner.get_input_embeddings().weight.numel()))
+    return total - (0 if tied else _numel(inner.get_input_embeddings().weight))
+
+
+def _numel(parameter: Any) -> int:
+    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor here
 
 
 def write_model(job: Job, trainer: Any, end_of_turn: int) -> None:
@@ -225,7 +236,7 @@ def write_generation_config(source: Path, out: Path, end_of_turn: int) -> None:
 
 
 @contextmanager
-def launched_once() -> Iterator[None]:
+def cleared_state() -> Iterator[None]:
     """Leave no process group and no accelerate state behind, so that a process may run another step."""
     try:
         yield
@@ -237,8 +248,9 @@ def launched_once() -> Iterator[None]:
 
 def expected_kind(job: Job) -> str:
     """`one`, `ddp`, `fsdp` or `deepspeed`: what the launch configuration asked for."""
-    named = job.execution.accelerate
-    kind = yaml.safe_load(Path(named).read_text())["distributed_type"] if named else ""
+    named = job.execution.accelerate  # a path, or the name of a file in configs/accelerate
+    path = CONFIGS / f"{named}.yaml" if named and not Path(named).suffix else Path(named or "")
+    kind = yaml.safe_load(path.read_text())["distributed_type"] if named else ""
     return {"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(kind, "ddp" if job.world_size > 1 else "one")
 
 

@@ -1,0 +1,86 @@
+"""Several processes through `accelerate launch`, and the launch files that are shipped."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from accelerate.commands.launch import _validate_launch_command, launch_command_parser
+from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, patch_environment
+from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+
+from acorn.launch import CONFIGS, command_line, environment
+from acorn.stage import Job
+from posttrain.trl import expected_kind
+from tests.jobs import make_job
+from tests.posttrain.conftest import DPO, SFT
+from tests.posttrain.world import finish, job_file, logged
+
+SHIPPED = sorted(path.stem for path in CONFIGS.glob("*.yaml"))
+KINDS = {"cpu": "one", "single-gpu": "one", "cpu-ddp": "ddp", "ddp": "ddp", "multi-node-ddp": "ddp"}
+KINDS |= {"fsdp2": "fsdp", "multi-node-fsdp2": "fsdp"}
+KINDS |= {"zero2": "deepspeed", "zero3": "deepspeed", "multi-node-zero3": "deepspeed"}
+
+
+def test_two_processes_train_as_one_does(fine_tuned: Job, aligned: Job, tmp_path: Path) -> None:
+    jobs = []
+    for done, stage in ((fine_tuned, SFT), (aligned, DPO)):
+        execution = {"device": "cpu", "processes": 2, "logging_steps": 1}
+        jobs.append(make_job(stage, tmp_path / done.stage, done.config.model_dump(), execution, done.inputs))
+    # One launch for both steps: `... -m posttrain --job FILE` with another module at its end.
+    files = [job_file(job, tmp_path / f"{job.stage}.json") for job in jobs]
+    command = command_line(SFT, files[0], jobs[0].execution)
+    assert command[-4:] == ["-m", "posttrain", "--job", str(files[0])]
+    command = [*command[:-4], "-m", "tests.posttrain.world", *map(str, files)]
+    code, output = finish(command, environment(jobs[0].execution, tmp_path / "a" / "b" / "job.json"))
+    assert code == 0, output[-6000:]
+    for job, done in zip(jobs, (fine_tuned, aligned), strict=True):
+        # Only a second rank writes this file.
+        assert len(list(job.scratch.glob("checkpoints/*/rng_state_1.pth"))) == 1
+        for name in ("train/loss", "train/grad_norm", "train/tokens"):
+            assert logged(job, name) == pytest.approx(logged(done, name), rel=1e-4, abs=1e-5), name
+        assert {path.name for path in job.out.iterdir()} - {"logs"} == {path.name for path in done.out.iterdir()}
+
+
+def test_every_shipped_file_is_one_the_tests_know() -> None:
+    assert KINDS.keys() == set(SHIPPED)
+
+
+@pytest.mark.parametrize("name", SHIPPED)
+def test_accelerate_reads_a_shipped_file_as_meant(name: str, fine_tuned: Job, tmp_path: Path) -> None:
+    nodes = 2 if name.startswith("multi-node") else 1
+    processes = 1 if KINDS[name] == "one" else 4
+    execution = {"accelerate": name, "processes": processes, "nodes": nodes, "rendezvous": "node0:29500"}
+    job = make_job(SFT, tmp_path, fine_tuned.config.model_dump(), execution, fine_tuned.inputs)
+    command = command_line(SFT, tmp_path / "job.json", job.execution)
+    arguments = command[command.index("accelerate.commands.launch") + 1 :]
+    args, defaults, _ = _validate_launch_command(launch_command_parser().parse_args(arguments))
+    assert args.num_processes == processes * nodes
+    assert args.num_machines == nodes
+    assert args.module and args.training_script == "posttrain"
+    assert (args.use_fsdp, args.use_deepspeed) == (KINDS[name] == "fsdp", KINDS[name] == "deepspeed")
+    assert args.multi_gpu == (KINDS[name] == "ddp")
+    assert args.use_cpu == (name == "cpu")
+    if KINDS[name] != "one":
+        assert expected_kind(job) == KINDS[name]
+    if KINDS[name] == "fsdp":
+        with patch_environment(**prepare_multi_gpu_env(args)):
+            plugin = FullyShardedDataParallelPlugin()
+        assert (plugin.fsdp_version, plugin.reshard_after_forward) == (2, True)
+        assert "FULL_STATE_DICT" in str(plugin.state_dict_type)
+    if KINDS[name] == "deepspeed":
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        launched, environ = prepare_deepspeed_cmd_env(args)
+        assert launched is None  # torchrun on every node, not `deepspeed` over ssh
+        with patch_environment(**environ):
+            plugin = DeepSpeedPlugin()
+        zero = plugin.deepspeed_config["zero_optimization"]
+        assert zero["stage"] == (2 if name == "zero2" else 3)
+        assert zero["stage3_gather_16bit_weights_on_model_save"] == (name != "zero2")
+
+
+def test_a_job_file_says_everything_a_worker_needs(fine_tuned: Job, tmp_path: Path) -> None:
+    from acorn.worker import load_job
+
+    assert load_job(json.loads(job_file(fine_tuned, tmp_path / "job.json").read_text())) == fine_tuned
