@@ -1,0 +1,74 @@
+"""What both stages do: choose the problems, ask an LLM about prompts shard by shard, keep count."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from acorn.problems import WordProblem
+from acorn.stage import Job
+from acorn.tracking import Tracker
+from synth.curate import TestSet, load_problems, select
+from synth.shards import Row, Shards, write_jsonl, write_text
+
+
+def choose_problems(job: Job) -> tuple[list[WordProblem], list[tuple[WordProblem, str]]]:
+    """Training problems that the step may ask, and those refused with the reason."""
+    corpus = job.inputs["corpus"]
+    tests = TestSet((row["question"] for row in load_problems(corpus, "test")), job.config.decontaminate)
+    return select(load_problems(corpus, "train"), tests, job.config.problems, job.config.seed)
+
+
+def ask(job: Job, prompts: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
+    """Generations (`synth.distilabel.Generation`) for each of `prompts`, in their order.
+
+    Finished shards in the job's scratch are taken from there. Raises RuntimeError if distilabel lost a prompt.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # pydantic has eight things to say about distilabel's fields.
+        from synth.distilabel import generate, make_llm
+
+    llm = make_llm(
+        job.config.llm,
+        problems=job.inputs["corpus"] / "problems" / "train.jsonl",
+        model=job.inputs.get("model"),
+        seed=job.config.seed,
+        device=job.execution.device,
+        batch_size=job.execution.batch_size,
+    )
+    shards = Shards(job.scratch / "shards", prompts, job.execution.shard_size)
+    answer = partial(generate, llm=llm, num_generations=job.config.num_generations, scratch=job.scratch)
+    with job.track(resume_step=shards.done or None) as tracker:
+        rows = shards.run(lambda shard: [dict(row) for row in answer(shard)], partial(_log, tracker))
+    return _group(prompts, rows)
+
+
+def _log(tracker: Tracker, index: int, rows: list[Row]) -> None:
+    tracker.log({"synth/rows": len(rows), "synth/tokens": tokens(rows)}, step=index + 1)
+
+
+def _group(prompts: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[list[Row]]:
+    groups: dict[str, list[Row]] = {prompt["id"]: [] for prompt in prompts}
+    for row in rows:
+        groups[row["id"]].append(row)
+    if lost := [name for name, group in groups.items() if not group]:
+        raise RuntimeError(
+            f"distilabel returned nothing for {len(lost)} of {len(prompts)} prompts, the first is {lost[0]}: if your "
+            "corpus has an `id` twice, make them unique; otherwise see distilabel's log above"
+        )
+    return list(groups.values())
+
+
+def tokens(rows: Sequence[Row]) -> int:
+    return sum(int(row["tokens"]) for row in rows)
+
+
+def publish(out: Path, kept: list[Row], rejected: list[Row], stats: Mapping[str, Any]) -> None:
+    """Write the three files of a `chat` or `preferences` artifact."""
+    write_jsonl(out / "train.jsonl", kept)
+    write_jsonl(out / "rejected.jsonl", rejected)
+    write_text(out / "stats.json", json.dumps(stats, indent=2, sort_keys=True) + "\n")

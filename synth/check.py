@@ -1,0 +1,96 @@
+"""Asks distilabel's own classes about the arguments passed through to them, before anything runs."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import ValidationError
+
+from acorn.stage import Execution, Identity, Problem
+
+
+def check(identity: Identity, execution: Execution) -> list[Problem]:
+    """Problems in `llm` (the LLM class's fields, its generation arguments) and `dedup` (MinHashDedup's fields)."""
+    from synth.config import ChatDataConfig, PreferencePairsConfig
+
+    assert isinstance(identity, ChatDataConfig | PreferencePairsConfig)
+    problems = _check_llm(identity.llm)
+    if isinstance(identity, ChatDataConfig):
+        return problems + _check_dedup(identity)
+    if identity.llm["type"] != "model":
+        message = "pairs rank samples of the step's `model` input, so the type must be 'model'"
+        problems.insert(0, Problem("llm.type", message))
+    return problems
+
+
+def _check_llm(llm: dict[str, Any]) -> list[Problem]:
+    from synth.distilabel import LLM_CLASSES, SET_BY_ACORN
+
+    kind = llm["type"]
+    arguments = {key: value for key, value in llm.items() if key != "type"}
+    if "api_key" in arguments:
+        message = "a key in a recipe ends up in the manifest: set the environment variable OPENAI_API_KEY instead"
+        return [Problem("llm.api_key", message)]
+    cls = LLM_CLASSES[kind]
+    known = set(cls.model_fields) - SET_BY_ACORN[kind]
+    problems = _unknown("llm", arguments, known, f"distilabel's {_library_name(cls)}")
+    given = arguments.get("generation_kwargs", {})
+    # A pipeline step passes these two itself; `self` is nobody's to give.
+    accepted = set(inspect.signature(_generate_method(cls)).parameters) - {"self", "input", "inputs", "num_generations"}
+    problems += _unknown("llm.generation_kwargs", given, accepted, f"{_library_name(cls)}.generate")
+    return problems or _ask_class(cls, kind, arguments)
+
+
+def _ask_class(cls: type[Any], kind: str, arguments: dict[str, Any]) -> list[Problem]:
+    """What the class says about the values; the fields that the stage fills in get stand-ins."""
+    filled = {"teacher": {"problems": "train.jsonl"}, "model": {"model": "model"}, "openai": {}}[kind]
+    try:
+        cls(**{**filled, **arguments})
+    except ValidationError as error:
+        return [Problem(".".join(["llm", *map(str, one["loc"])]), one["msg"]) for one in error.errors()]
+    return []
+
+
+def _check_dedup(identity: Any) -> list[Problem]:
+    from distilabel.steps import MinHashDedup
+
+    from synth.distilabel import near_duplicates
+
+    if identity.dedup is None:
+        return []
+    # The fields of the step itself, without those that every step has for a pipeline's sake.
+    own = {name for name in MinHashDedup.__annotations__ if not name.startswith("_")} & set(MinHashDedup.model_fields)
+    if problems := _unknown("dedup", identity.dedup, own, "distilabel's MinHashDedup"):
+        return problems
+    if identity.dedup.get("tokenizer", "words") == "words":
+        return [Problem("dedup.tokenizer", "'words' needs a download of nltk's data: use `tokenizer: ngrams`")]
+    try:
+        near_duplicates(["a first text", "a second text"], identity.dedup)
+    except ValidationError as error:
+        return [Problem(".".join(["dedup", *map(str, one["loc"])]), one["msg"]) for one in error.errors()]
+    except ValueError as error:
+        return [Problem("dedup", str(error))]
+    return []
+
+
+def _generate_method(cls: type[Any]) -> Any:
+    method = getattr(cls, "agenerate", None) or cls.generate
+    # validate_call wraps without a signature of its own in some pydantic versions.
+    return inspect.unwrap(getattr(method, "raw_function", method))
+
+
+def _library_name(cls: type[Any]) -> str:
+    return "TransformersLLM" if cls.__name__ == "ModelLLM" else cls.__name__
+
+
+def _unknown(field: str, given: Iterable[str], known: set[str], owner: str) -> list[Problem]:
+    problems = []
+    for name in given:
+        if name not in known:
+            near = get_close_matches(name, known, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"it knows {', '.join(sorted(known)) or 'none'}"
+            problems.append(Problem(f"{field}.{name}", f"{owner} does not know {name!r}; {hint}"))
+    return problems

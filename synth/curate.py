@@ -1,0 +1,105 @@
+"""Which problems may be asked, and which answers become rows: duplicates and test questions are kept out.
+
+Pure functions over rows; every refusal has a reason, so nothing disappears.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from acorn.problems import WordProblem
+from synth.config import Decontaminate
+from synth.shards import Row, read_jsonl
+
+_WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+|[-+*/=%<>]")
+
+
+def normalise(text: str) -> str:
+    """Words, numbers and operators in lower case with single spaces: what equal texts share."""
+    return " ".join(_WORD.findall(text.lower()))
+
+
+class TestSet:
+    """Questions that must not be trained on."""
+
+    __test__ = False  # Not a test class, whatever pytest thinks of the name.
+
+    def __init__(self, questions: Iterable[str], settings: Decontaminate) -> None:
+        self._settings = settings
+        texts = [normalise(question) for question in questions]
+        self._exact = set(texts)
+        self._ngrams = {ngram for text in texts for ngram in self._cut(text)}
+
+    def contains(self, question: str) -> bool:
+        """Whether `question` is a test question, or more than `max_overlap` of its n-grams are in one."""
+        text = normalise(question)
+        if text in self._exact:
+            return True
+        ngrams = self._cut(text)
+        shared = sum(ngram in self._ngrams for ngram in ngrams)
+        return bool(ngrams) and shared / len(ngrams) > self._settings.max_overlap
+
+    def _cut(self, text: str) -> list[tuple[str, ...]]:
+        words, size = text.split(), self._settings.ngram
+        return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
+
+
+def load_problems(corpus: Path, name: str) -> list[WordProblem]:
+    """Rows of `problems/<name>.jsonl`. Raises FileNotFoundError if the corpus has no problems."""
+    path = corpus / "problems" / f"{name}.jsonl"
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is missing: the corpus has no word problems. Use a corpus made by the stage `problems`"
+        )
+    return read_jsonl(path)  # type: ignore[return-value]
+
+
+def select(
+    problems: Sequence[WordProblem], tests: TestSet, count: int | None, seed: int
+) -> tuple[list[WordProblem], list[tuple[WordProblem, str]]]:
+    """`count` problems drawn by `seed`, and those refused with the reason, in a fixed order.
+
+    Refused are a question asked before (`duplicate_question`) and one too close to the test set (`contaminated`).
+    Fewer than `count` are returned only if the corpus has no more.
+    """
+    order = list(range(len(problems)))
+    random.Random(f"problems:{seed}").shuffle(order)
+    kept: list[WordProblem] = []
+    refused: list[tuple[WordProblem, str]] = []
+    seen: set[str] = set()
+    for problem in (problems[index] for index in order):
+        if len(kept) == count:
+            break
+        text = normalise(problem["question"])
+        if text in seen:
+            refused.append((problem, "duplicate_question"))
+        elif tests.contains(problem["question"]):
+            refused.append((problem, "contaminated"))
+        else:
+            kept.append(problem)
+        seen.add(text)
+    return kept, refused
+
+
+def by_id(rows: Iterable[Row]) -> list[Row]:
+    return sorted(rows, key=lambda row: str(row["id"]))
+
+
+def counts(values: Iterable[Any]) -> dict[str, int]:
+    """How often each value occurs, by name."""
+    return dict(sorted(Counter(str(value) for value in values).items()))
+
+
+def rates(outcomes: Iterable[tuple[Any, bool]]) -> dict[str, float]:
+    """Share of True per key, to 6 digits."""
+    totals: Counter[str] = Counter()
+    passed: Counter[str] = Counter()
+    for key, outcome in outcomes:
+        totals[str(key)] += 1
+        passed[str(key)] += outcome
+    return {key: round(passed[key] / totals[key], 6) for key in sorted(totals)}
