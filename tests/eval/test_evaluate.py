@@ -278,3 +278,42 @@ def test_roles_that_do_not_fit_are_refused(tiny_corpus: Path, tiny_model: Path, 
     job = make_job(EVALUATE, tmp_path / "c", inputs={"corpus": tiny_corpus, "sft": bare})
     with pytest.raises(ValueError, match="role 'sft' has no chat_template"):
         run_here(EVALUATE, job)
+
+
+def test_lightevals_own_tasks_run_beside_ours(
+    tiny_corpus: Path, knower: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import datasets
+
+    import eval.lighteval
+
+    eval.lighteval.prepare()
+    from lighteval.tasks import lighteval_task
+
+    load = lighteval_task.load_dataset
+    arc = {"question": "Which is hot?", "choices": {"text": ["ice", "fire"], "label": ["A", "B"]}, "answerKey": "B"}
+    hub = {  # the network's edge: three rows in place of each data set
+        "openai/gsm8k": {"question": "How many are 2 and 3?", "answer": "2+3=<<2+3=5>>5\n#### 5"},
+        "allenai/ai2_arc": {"id": "1", **arc},
+    }
+
+    def from_the_hub(path: str, **options: Any) -> Any:
+        if path not in hub:
+            return load(path=path, **options)
+        splits = ("train", "validation", "test")
+        return datasets.DatasetDict({split: datasets.Dataset.from_list([hub[path]] * 3) for split in splits})
+
+    monkeypatch.setattr(lighteval_task, "load_dataset", from_the_hub)
+    config = {"tasks": ["gsm8k|1", "acorn:prose", "arc:easy|0"], "prose_documents": 2, "max_samples": 2}
+    models = {"base": knower, "sft": knower}
+    job = make_job(EVALUATE, tmp_path, config, inputs={"corpus": tiny_corpus, **models})
+    run_here(EVALUATE, job)
+    for role in models:
+        rows = samples(job, role, "gsm8k|1")
+        assert len(rows) == 2
+        assert "How many are 2 and 3?" in rows[0]["prompt"]
+        assert ("<|im_start|>" in rows[0]["prompt"]) == (role == "sft")
+        assert metric(job, role, "arc:easy|0", "acc")["n"] == 2
+        assert len(samples(job, role, "arc:easy|0")[0]["logprobs"]) == 2
+    tasks = json.loads((job.out / "results.json").read_text())["tasks"]
+    assert list(tasks) == config["tasks"]
