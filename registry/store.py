@@ -21,7 +21,7 @@ from typing import Any
 from registry import gc, lineage, remote
 from registry.build import Build, Spec, open_build
 from registry.digest import digest_path, fingerprint, hash_files, settled
-from registry.errors import DamagedArtifact, NotPlain, RegistryError, UnknownArtifact
+from registry.errors import DamagedArtifact, NotPlain, RegistryError, UnknownArtifact, naming_full_disk
 from registry.files import MANIFEST, list_files
 from registry.index import Index
 from registry.keys import is_key, sha256_text
@@ -196,7 +196,7 @@ class Registry:
 
     def tag(self, name: str, key: str) -> None:
         """Let `name` stand for an artifact (full key, prefix or other ref); moves the ref if it is there."""
-        with self.locks.holding(GC, shared=True):
+        with naming_full_disk(self.refs_folder), self.locks.holding(GC, shared=True):
             key = self.resolve(key)
             self.manifest(key)
             if not (self.artifacts_folder / key).is_dir():
