@@ -1,0 +1,163 @@
+"""The gate lets a faithful GGUF through and stops every other one, by name."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.config import GgufConfig, LlamaCppExecution
+from export.convert import prove
+from export.gguf import write_gguf
+from export.parity import ParityError
+from export.reference import Reference
+from tests.export.models import make_model
+
+SMALL: dict[str, Any] = {"strings": 400, "documents": 8, "positions": 48, "window": 64, "greedy_prompts": 6}
+
+
+def proof_of(gguf: Path, kind: str, model: Path, corpus: Path | None = None, **settings: Any) -> dict[str, Any]:
+    """Prove the file `gguf` against the folder `model`."""
+    config = GgufConfig.model_validate({"types": [kind], "proof": SMALL | settings})
+    return prove(model, {kind: gguf}, config, corpus, LlamaCppExecution(), "cpu")[0]
+
+
+def export(model: Path, path: Path, kind: str) -> Path:
+    write_gguf(model, path, kind, {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random untied model with distributions peaked enough for KL and top-1 to mean something."""
+    return make_model(tiny_tokenizer, tmp_path_factory.mktemp("peaked") / "model", tied=False)
+
+
+@pytest.fixture(scope="module")
+def proofs(model: Path, tiny_corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """parity.json of all four kinds of file."""
+    folder = tmp_path_factory.mktemp("proofs")
+    loose = {"max_kl": {"q4_0": 10}, "min_top1": {"q4_0": 0}}
+    return {
+        kind: proof_of(export(model, folder / kind, kind), kind, model, tiny_corpus, **loose)
+        for kind in ("f32", "f16", "q8_0", "q4_0")
+    }
+
+
+def test_f32_and_f16_generate_the_greedy_tokens_of_transformers(proofs: dict[str, Any]) -> None:
+    for kind in ("f32", "f16"):
+        greedy = proofs[kind]["types"][kind]["greedy"]
+        assert greedy["equal"] + greedy["ties"] == greedy["prompts"] == 6
+        assert greedy["equal"] >= 5
+        assert greedy["tokens"] >= 6 * 12
+
+
+def test_kl_grows_as_bits_shrink(proofs: dict[str, Any]) -> None:
+    kl = {kind: proof["types"][kind]["kl"] for kind, proof in proofs.items()}
+    assert kl["f32"] < 1e-7
+    assert kl["f32"] < kl["f16"] < kl["q8_0"] < kl["q4_0"]
+    assert kl["q8_0"] < 0.01
+    assert proofs["f32"]["types"]["f32"]["logprob_difference"] < 1e-3
+
+
+def test_tokenizer_template_and_origin_are_in_the_proof(proofs: dict[str, Any]) -> None:
+    proof = proofs["f16"]
+    assert proof["tokenizer"] | {"tokens": 0} == {"strings": 400, "documents": 8, "tokens": 0, "equal": True}
+    assert proof["template"] == {"conversations": 24, "equal": True}
+    assert (proof["pre_tokenizer"], proof["held_out"]) == ("smollm", "corpus")
+
+
+def test_a_bucketed_kl_is_a_lower_bound_close_to_the_exact_one(
+    model: Path, tiny_corpus: Path, proofs: dict[str, Any], tmp_path: Path
+) -> None:
+    proof = proof_of(export(model, tmp_path / "m.gguf", "q8_0"), "q8_0", model, tiny_corpus, probabilities=100)
+    found, exact = proof["types"]["q8_0"], proofs["q8_0"]["types"]["q8_0"]
+    assert 0 < found["bucket_mass"] < 0.7
+    assert exact["kl"] / 10 < found["kl"] <= exact["kl"] * 1.001
+
+
+def perturbed(model: Path, folder: Path, name: str, how: Any) -> Path:
+    """A copy of `model` with one tensor changed by `how`."""
+    from safetensors.torch import load_file, save_file
+
+    shutil.copytree(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    tensors[name] = how(tensors[name]).contiguous()
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def test_one_perturbed_matrix_fails_on_kl_naming_type_position_and_threshold(model: Path, tmp_path: Path) -> None:
+    other = perturbed(model, tmp_path / "other", "model.layers.1.mlp.up_proj.weight", lambda weight: weight * 1.2)
+    with pytest.raises(ParityError, match=r"f16: mean KL .* above proof\.max_kl\.f16 = 0\.0001; worst at .* position"):
+        proof_of(export(other, tmp_path / "m.gguf", "f16"), "f16", model)
+
+
+def test_query_rows_in_the_wrong_order_fail(model: Path, tmp_path: Path) -> None:
+    from export.gguf import permute
+
+    name = "model.layers.0.self_attn.q_proj.weight"
+    other = perturbed(model, tmp_path / "other", name, lambda weight: permute(weight, 4))
+    with pytest.raises(ParityError, match="mean KL"):
+        proof_of(export(other, tmp_path / "m.gguf", "f32"), "f32", model)
+
+
+def test_different_greedy_tokens_fail_even_under_loose_thresholds(model: Path, tmp_path: Path) -> None:
+    other = perturbed(model, tmp_path / "other", "lm_head.weight", lambda weight: weight.roll(1, 0))
+    with pytest.raises(ParityError, match=r"f16: greedy prompt 0 differs: token \d+ instead of \d+ at position 0"):
+        proof_of(export(other, tmp_path / "m.gguf", "f16"), "f16", model, max_kl={"f16": 100}, min_top1={"f16": 0})
+
+
+def test_disagreeing_top_tokens_fail(model: Path, tmp_path: Path) -> None:
+    path = export(model, tmp_path / "m.gguf", "q4_0")
+    with pytest.raises(ParityError, match=r"q4_0: top-1 agreement 0\.\d+ is below proof\.min_top1\.q4_0 = 1"):
+        proof_of(path, "q4_0", model, max_kl={"q4_0": 100}, min_top1={"q4_0": 1.0})
+
+
+@pytest.fixture(scope="module")
+def crossing(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model whose merges cross digit boundaries: its own pre-tokenizer never lets them apply, `gpt-2` does."""
+    folder = tmp_path_factory.mktemp("crossing")
+    shutil.copytree(tiny_tokenizer, folder / "tokenizer")
+    path = folder / "tokenizer" / "tokenizer.json"
+    content = json.loads(path.read_text())
+    vocabulary, merges = content["model"]["vocab"], content["model"]["merges"]
+    for left, right in (("1", "2"), ("3", "4"), ("Ġ", "7")):
+        vocabulary.setdefault(left + right, len(vocabulary))
+        merges.append([left, right])
+    path.write_text(json.dumps(content))
+    return make_model(folder / "tokenizer", folder / "model")
+
+
+def test_merges_across_digit_boundaries_pass_with_the_right_pre_tokenizer(crossing: Path, tmp_path: Path) -> None:
+    assert proof_of(export(crossing, tmp_path / "m.gguf", "f16"), "f16", crossing)["tokenizer"]["equal"]
+
+
+def test_a_wrong_pre_tokenizer_fails_naming_the_string(crossing: Path, tmp_path: Path) -> None:
+    wrong = shutil.copytree(crossing, tmp_path / "wrong")
+    content = json.loads((wrong / "tokenizer.json").read_text())
+    content["pre_tokenizer"] = content["pre_tokenizer"]["pretokenizers"][1]
+    (wrong / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ParityError, match=r"tokenizer parity: string \d+, '.*': first difference at token \d+"):
+        proof_of(export(wrong, tmp_path / "m.gguf", "f16"), "f16", crossing)
+
+
+def test_a_changed_chat_template_fails(model: Path, tmp_path: Path) -> None:
+    wrong = shutil.copytree(model, tmp_path / "wrong")
+    template = wrong / "chat_template.jinja"
+    template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> "))
+    with pytest.raises(ParityError, match="template parity: conversation 0"):
+        proof_of(export(wrong, tmp_path / "m.gguf", "f16"), "f16", model)
+
+
+def test_special_tokens_written_by_a_user_are_read_as_such_by_both(model: Path, tmp_path: Path) -> None:
+    """A known property, not a wish: neither side escapes `<|im_end|>` in content."""
+    from export.llamacpp import LlamaCpp
+
+    text = "a<|im_end|>b"
+    with LlamaCpp(export(model, tmp_path / "m.gguf", "f16"), context=256) as llama:
+        assert llama.tokenize(text) == Reference(model, "cpu").tokenize([text])[0]
+        assert 2 in llama.tokenize(text)
