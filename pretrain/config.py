@@ -1,0 +1,112 @@
+"""Config of the stages `pretrain` and `hub_model`.
+
+Dict fields hold nanotron's own options under nanotron's own names (nanotron.config: LlamaConfig, OptimizerArgs,
+LRSchedulerArgs, ParallelismArgs). `check.py` puts them before those classes; what is listed in `FILLED_IN` comes from
+another field or from an input, and is refused inside the dict.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+
+from acorn.stage import Execution, Identity, Launched, Source
+
+
+class PretrainConfig(Identity):
+    """What decides the weights."""
+
+    model: dict[str, Any]
+    """nanotron's LlamaConfig: hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, ..."""
+    steps: int | None = Field(default=None, gt=0)
+    """Optimizer steps; give this or `tokens`."""
+    tokens: int | None = Field(default=None, gt=0)
+    """Budget in tokens, rounded up to whole steps."""
+    sequence_length: int = Field(gt=0)
+    global_batch_size: int = Field(gt=0)
+    """Sequences per optimizer step, over all processes."""
+    learning_rate_scheduler: dict[str, Any]
+    """nanotron's LRSchedulerArgs: learning_rate, lr_warmup_steps, lr_decay_style, min_decay_lr, ..."""
+    optimizer: dict[str, Any] = Field(default_factory=dict)
+    """nanotron's OptimizerArgs; what is not given is taken from OPTIMIZER_DEFAULTS."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of weights and activations. In bfloat16 a float32 copy of the weights is trained."""
+    init_std: float = Field(default=0.02, gt=0)
+    """Standard deviation of the initial weights; projections back to the residual get init_std / sqrt(2 * layers)."""
+    seed: int = 42
+    """Of the initial weights and of the order of the data."""
+
+    @model_validator(mode="after")
+    def _one_budget(self) -> PretrainConfig:
+        if (self.steps is None) == (self.tokens is None):
+            raise ValueError(f"give exactly one of steps ({self.steps}) and tokens ({self.tokens})")
+        return self
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.global_batch_size * self.sequence_length
+
+    @property
+    def train_steps(self) -> int:
+        return self.steps if self.steps is not None else math.ceil((self.tokens or 0) / self.tokens_per_step)
+
+
+class PretrainExecution(Launched):
+    """How the work is spread; the weights agree to rounding."""
+
+    parallelism: dict[str, Any] = Field(default_factory=dict)
+    """nanotron's ParallelismArgs: tp, pp, tp_mode, pp_engine, ...; dp is processes / (tp * pp)."""
+    zero_stage: Literal[0, 1] = 0
+    """1 shards the optimizer state over the data-parallel processes."""
+    micro_batch_size: int | None = Field(default=None, gt=0)
+    """Sequences per forward pass and process; default: the largest that divides and holds MICRO_BATCH_TOKENS."""
+    checkpoint_interval: int = Field(default=500, gt=0)
+    """Steps between checkpoints in scratch; a killed run goes on from the newest."""
+    log_interval: int = Field(default=10, gt=0)
+    validation_interval: int | None = Field(default=None, gt=0)
+    """Steps between validation passes; one at the end is always made."""
+
+
+OPTIMIZER_DEFAULTS: dict[str, Any] = {
+    "weight_decay": 0.1,
+    "clip_grad": 1.0,
+    "adam_beta1": 0.9,
+    "adam_beta2": 0.95,
+    "adam_eps": 1e-8,
+    "torch_adam_is_fused": True,
+}
+MICRO_BATCH_TOKENS = 4096
+
+FILLED_IN: dict[str, dict[str, str]] = {
+    "model": {
+        "vocab_size": "it comes from the tokenizer",
+        "bos_token_id": "it comes from the tokenizer",
+        "eos_token_id": "it comes from the tokenizer",
+        "pad_token_id": "it comes from the tokenizer",
+        "initializer_range": "nanotron ignores it: set init_std",
+        "is_llama_config": "it is always true",
+        "pretraining_tp": "nanotron ignores it",
+        "use_cache": "nanotron ignores it",
+    },
+    "optimizer": {
+        "zero_stage": "set execution.zero_stage: it does not change the result",
+        "learning_rate_scheduler": "set the step's own learning_rate_scheduler",
+    },
+    "learning_rate_scheduler": {},
+    "parallelism": {"dp": "it follows from processes / (tp * pp)"},
+}
+
+
+class HubModelConfig(Identity):
+    """A causal language model of the Llama type, with its tokenizer, that was made elsewhere."""
+
+    path: Source
+    """A local folder or a hub id, such as `HuggingFaceTB/SmolLM2-135M`."""
+    revision: str | None = None
+    """Commit or tag on the hub; required for a hub id, so that the key names one set of weights."""
+
+
+class HubModelExecution(Execution):
+    """Nothing: the files are copied."""

@@ -1,0 +1,267 @@
+"""nanotron's trainer, as acorn drives it.
+
+`DistributedTrainer` trains; what is overridden here is its edges: initial weights that do not depend on the topology,
+checkpoints that are published whole, metrics that go to acorn's tracker, a validation pass, and a stop before an update
+that is not finite. Import this only after `pretrain.compat.install`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from nanotron import distributed as dist
+from nanotron.config import LlamaConfig
+from nanotron.models.llama import LlamaForTraining
+from nanotron.parallel.pipeline_parallel.tensor_pointer import TensorPointer
+from nanotron.serialize import weights as nanotron_weights
+from nanotron.trainer import DistributedTrainer
+from torch import Tensor
+from tqdm import tqdm
+
+from acorn.tracking import Tracker
+from pretrain.checkpoints import CheckpointFolder
+from pretrain.config import PretrainConfig, PretrainExecution
+from pretrain.data import TokenFile, micro_batches, validation_batches
+
+RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight")
+
+
+@dataclass
+class Run:
+    """What the trainer needs to know of the step it serves."""
+
+    config: PretrainConfig
+    execution: PretrainExecution
+    train: TokenFile
+    validation: TokenFile
+    validation_bytes: int
+    checkpoints: CheckpointFolder
+    tracker: Tracker
+    device: str
+
+
+class SeededLlama(LlamaForTraining):  # type: ignore[misc]
+    """nanotron's Llama with initial weights that are the same for every topology and device.
+
+    nanotron draws each shard from the process's own generator, so tp=2 starts from other weights than tp=1. Here every
+    weight has a generator of its own, seeded by its name; a process draws the whole tensor and keeps its slice (1 s per
+    100 million weights). Distributions as in nanotron: normal, `std` and `std / sqrt(2 * layers)`; norms start at 1.
+    """
+
+    @torch.no_grad()
+    def init_model_randomly(self, config: Any) -> None:
+        std, layers = config.model.init_method.std, config.model.model_config.num_hidden_layers
+        for own_name, parameter in self.named_parameters():
+            name = parameter.get_tied_info().name if parameter.is_tied else own_name
+            if parameter.dim() == 1:
+                parameter.fill_(1.0)
+                continue
+            scale = std / math.sqrt(2 * layers) if name.endswith(RESIDUAL_PROJECTIONS) else std
+            shape = parameter.get_sharded_info().unsharded_shape if parameter.is_sharded else parameter.shape
+            seed = hashlib.sha256(f"{config.general.seed}/{name}".encode()).digest()[:8]
+            generator = torch.Generator().manual_seed(int.from_bytes(seed) >> 1)
+            whole = torch.empty(tuple(map(int, shape)), dtype=torch.float32).normal_(0.0, scale, generator=generator)
+            if not parameter.is_sharded:
+                parameter.copy_(whole)
+                continue
+            for pair in parameter.get_sharded_info().local_global_slices_pairs:
+                parameter[pair.local_slices] = whole[pair.global_slices].to(parameter)
+
+
+class Trainer(DistributedTrainer):  # type: ignore[misc]
+    """One run of pre-training, on this process's share of the work."""
+
+    def __init__(self, arguments: dict[str, Any], run: Run, config_file: Path) -> None:
+        """`arguments`: nanotron's YAML (`pretrain.arguments`), which it insists on reading from `config_file`."""
+        self.run = run
+        self._logged_at = (0, 0.0)
+        self._learning_rate = 0.0
+        self._last_loss = math.nan
+        config_file.write_text(yaml.safe_dump(arguments))
+        super().__init__(str(config_file), model_class=SeededLlama)
+        if not isinstance(self.model_config, LlamaConfig):
+            raise TypeError(f"nanotron read the model section as {type(self.model_config).__name__}, not LlamaConfig")
+
+    # --- set-up -----------------------------------------------------------------------------------------------------
+
+    def post_init(self) -> None:
+        optimizer = self.optimizer.get_base_optimizer()
+        # Resuming restores the scheduler after it has set the groups' rate for step 0: the first step would run on that.
+        for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
+            group["lr"] = rate
+        optimizer.register_step_pre_hook(self._before_update)
+        self._bar = tqdm(
+            total=self.config.tokens.train_steps,
+            initial=self.start_iteration_step,
+            desc="pretrain",
+            unit="step",
+            mininterval=1.0,
+            disable=not self.is_first,
+        )
+
+    def pre_training(self, *args: Any, **kwargs: Any) -> None:
+        """In nanotron: opens its own W&B run."""
+        self._logged_at = (self.consumed_train_samples, time.perf_counter())
+
+    @property
+    def is_first(self) -> bool:
+        return bool(dist.get_rank(self.parallel_context.world_pg) == 0)
+
+    def fit(self) -> None:
+        """Train to the last step; its checkpoint, with the validation result, is published when this returns."""
+        self.train(self._train_batches())
+        self._bar.close()
+
+    # --- data -------------------------------------------------------------------------------------------------------
+
+    def _train_batches(self) -> Iterator[dict[str, Any]]:
+        data_parallel = self.parallel_context.dp_pg
+        for tokens_BT in micro_batches(
+            self.run.train,
+            self.run.config.seed,
+            self.consumed_train_samples,
+            self.micro_batch_size,
+            dist.get_rank(data_parallel),
+            data_parallel.size(),
+        ):
+            yield self._as_batch(tokens_BT, np.ones((len(tokens_BT), self.sequence_length), dtype=bool))
+
+    def _as_batch(self, tokens_BT: np.ndarray, counts_BS: np.ndarray) -> dict[str, Any]:
+        """Inputs for the first pipeline stage and targets for the last; elsewhere pointers to those."""
+        first, last = self.unwrapped_model.input_pp_rank, self.unwrapped_model.output_pp_rank
+        tokens = torch.from_numpy(tokens_BT)
+        counts = torch.from_numpy(counts_BS)
+        # Contiguous, or tensor-parallel processes disagree about strides.
+        fields = {
+            "input_ids": (first, tokens[:, :-1].contiguous()),
+            "input_mask": (first, torch.ones_like(counts)),
+            "label_ids": (last, tokens[:, 1:].contiguous()),
+            "label_mask": (last, counts),
+        }
+        here = dist.get_rank(self.parallel_context.pp_pg)
+        return {
+            name: value if rank == here else TensorPointer(group_rank=rank) for name, (rank, value) in fields.items()
+        }
+
+    # --- steps ------------------------------------------------------------------------------------------------------
+
+    def _before_update(self, optimizer: torch.optim.Optimizer, *args: Any) -> None:
+        """Called by torch right before the weights change. The norm is of the whole model's gradients and the same on
+        every process, so all of them stop here together. Reading it costs a GPU one synchronisation a step."""
+        self._learning_rate = optimizer.param_groups[0]["lr"]
+        norm = self.grad_norm_unclipped.item()
+        if not math.isfinite(norm):
+            raise FloatingPointError(
+                f"step {self.iteration_step}: the loss or its gradient is not finite (gradient norm {norm}, learning "
+                f"rate {self._learning_rate:g}); the weights were not updated and earlier checkpoints are whole. Lower "
+                "learning_rate, lengthen lr_warmup_steps, or lower clip_grad"
+            )
+
+    def train_step_logs(self, outputs: Iterable[dict[str, Any]], loss_avg: Tensor | None) -> None:
+        """In nanotron: prints, and logs to W&B. Called after every step."""
+        self._bar.update()
+        step, last = self.iteration_step, self.config.tokens.train_steps
+        if step % self.run.execution.log_interval == 0 or step in (1, last):
+            self._log(step, loss_avg)
+        interval = self.run.execution.validation_interval
+        if interval and step % interval == 0 and step != last:
+            self.run.tracker.log(self.validate(), step=step)
+
+    def _log(self, step: int, loss_avg: Tensor | None) -> None:
+        self._last_loss = self._from_last_stage(loss_avg)
+        samples, since = self._logged_at
+        self._logged_at = (self.consumed_train_samples, time.perf_counter())
+        tokens = (self.consumed_train_samples - samples) * self.sequence_length
+        self.run.tracker.log(
+            {
+                "train/loss": self._last_loss,
+                "train/learning_rate": self._learning_rate,
+                "train/grad_norm": self.grad_norm_unclipped.item(),
+                "train/tokens": self.consumed_train_samples * self.sequence_length,
+                "train/tokens_per_second": tokens / (self._logged_at[1] - since),
+            },
+            step=step,
+        )
+        self._bar.set_postfix_str(f"loss {self._last_loss:.4f}", refresh=False)
+
+    def _from_last_stage(self, loss: Tensor | None) -> float:
+        """The loss on every pipeline stage; only the last one computes it."""
+        value = torch.zeros((), device=self.run.device) if loss is None else loss.detach().float()
+        if self.parallel_context.pp_pg.size() > 1:
+            dist.all_reduce(value, group=self.parallel_context.pp_pg)
+        return value.item()
+
+    # --- validation -------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """Mean negative log-likelihood (nats per token) over all of validation.bin, and bits per byte of its text.
+
+        Windows do not see each other, so the first tokens of each are predicted from little.
+        """
+        data_parallel = self.parallel_context.dp_pg
+        total_2 = torch.zeros(2, dtype=torch.float64, device=self.run.device)
+        for tokens_BT, counts_BS in validation_batches(
+            self.run.validation, self.micro_batch_size, dist.get_rank(data_parallel), data_parallel.size()
+        ):
+            batch = self._as_batch(tokens_BT, counts_BS)
+            batch = {k: v if isinstance(v, TensorPointer) else v.to(self.run.device) for k, v in batch.items()}
+            loss = self.unwrapped_model(**batch)["loss"]
+            if isinstance(loss, Tensor):
+                counted = int(counts_BS.sum())
+                total_2 += torch.tensor([loss.item() * counted, counted], dtype=torch.float64, device=self.run.device)
+        for group in (data_parallel, self.parallel_context.pp_pg):
+            if group.size() > 1:
+                dist.all_reduce(total_2, group=group)
+        nats, tokens = total_2.tolist()
+        return {
+            "validation/loss": nats / tokens,
+            "validation/bits_per_byte": nats / math.log(2) / self.run.validation_bytes,
+        }
+
+    # --- checkpoints ------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()  # else its check that processes agree broadcasts tied weights inside the autograd graph
+    def save_checkpoint(self) -> Path:
+        """nanotron's checkpoint, written aside and published whole; the last one carries the run's final metrics."""
+        context, checkpoints = self.parallel_context, self.run.checkpoints
+        facts: dict[str, Any] = {
+            "topology": {"tp": context.tp_pg.size(), "pp": context.pp_pg.size(), "dp": context.dp_pg.size()},
+            "zero_stage": self.config.optimizer.zero_stage,
+        }
+        if self.iteration_step == self.config.tokens.train_steps:
+            facts["metrics"] = self.validate()
+            self.run.tracker.log(facts["metrics"], step=self.iteration_step)
+            facts["metrics"]["train/loss"] = self._last_loss
+        if self.is_first:
+            checkpoints.prepare()
+        dist.barrier(context.world_pg)
+        self.config.checkpoints.checkpoints_path = checkpoints.aside
+        super().save_checkpoint()
+        dist.barrier(context.world_pg)
+        if self.is_first:
+            checkpoints.publish(self.iteration_step, facts)
+        dist.barrier(context.world_pg)
+        return checkpoints.folder / str(self.iteration_step)
+
+    def post_training(self) -> None:
+        if self.iteration_step % self.config.checkpoints.checkpoint_interval:
+            self.save_checkpoint()
+
+
+def quieten() -> None:
+    """Drop nanotron's progress bars over the tensors of each checkpoint."""
+
+    def plain(items: Iterable[Any], **_: Any) -> Iterable[Any]:
+        return items
+
+    nanotron_weights.tqdm = plain

@@ -1,0 +1,31 @@
+"""The stages that bring a base model into the registry: trained here from tokens, or brought from elsewhere."""
+
+from __future__ import annotations
+
+from acorn.stage import Stage
+from pretrain.config import HubModelConfig, HubModelExecution, PretrainConfig, PretrainExecution
+
+STAGES: tuple[Stage, ...] = (
+    Stage(
+        name="pretrain",
+        package="pretrain",
+        version=1,
+        identity=PretrainConfig,
+        execution=PretrainExecution,
+        output="model",
+        inputs={"tokens": "tokens", "tokenizer": "tokenizer"},
+        run="pretrain.run:run",
+        check="pretrain.check:check_pretrain",
+        launcher="torchrun",
+    ),
+    Stage(
+        name="hub_model",
+        package="pretrain",
+        version=1,
+        identity=HubModelConfig,
+        execution=HubModelExecution,
+        output="model",
+        run="pretrain.hub:run",
+        check="pretrain.check:check_hub_model",
+    ),
+)
