@@ -18,6 +18,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +49,7 @@ def measure_conversion(model: Path, folder: Path, types: list[str], repeats: int
     source, target = model / "model.safetensors", folder / "target"
     ways: dict[str, Callable[[], object]] = {"copy": lambda: shutil.copyfile(source, target)}
     for kind in types:
-        ways[kind] = lambda kind=kind: write_gguf(model, target, kind, {"name": "benchmark"})
+        ways[kind] = partial(write_gguf, model, target, kind, {"name": "benchmark"})
     best: dict[str, float] = {}
     for repeat in range(repeats + 1):  # the first turn imports and warms the page cache
         for name, way in ways.items():
@@ -62,7 +63,7 @@ def measure_conversion(model: Path, folder: Path, types: list[str], repeats: int
 
 
 def measure_gate(model: Path, corpus: Path, folder: Path, types: list[str]) -> tuple[float, dict[str, float]]:
-    """Seconds, and mean KL per type, of the `gguf` stage with its default proof (imports of torch and transformers done before)."""
+    """Seconds, and mean KL per type, of the `gguf` stage with its default proof; torch is imported before."""
     from export.reference import Reference
 
     Reference(model, "cpu")
