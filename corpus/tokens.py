@@ -1,11 +1,11 @@
 """Stage `tokens`: the corpus as token ids, tokenised once and shuffled by document.
 
 Two passes, so that memory does not grow with the corpus: documents are tokenised in their order into a scratch file,
-then copied in the shuffled order (16 bytes of memory a document, disk for the tokens twice). Text is text: a
+then copied in the shuffled order (24 bytes of memory a document, disk for the tokens twice). Text is text: a
 `<|im_end|>` that stands in a document is encoded as characters, never as the special token.
 
 Not datatrove's `DocumentTokenizer` (it starts in 1.5 s, so not for that): it closes documents with an end token where
-ours are opened by `bos`, reads special tokens out of the text, and packs ids one by one in Python.
+ours are opened by `bos`, reads special tokens out of the text, and chooses the width of an id at another vocabulary size.
 benchmarks/tokenise.py measures both.
 """
 
@@ -29,7 +29,7 @@ from corpus.reading import texts
 _LARGE = 65_536
 """From so many entries on, ids take four bytes."""
 _COPIED_AT_ONCE = 4_096
-"""Documents gathered before a write in the second pass: about 1 MB."""
+"""Documents gathered before a write in the second pass: 0.7 MB of the procedural world."""
 
 
 class Written(NamedTuple):
@@ -78,7 +78,7 @@ def run(job: Job) -> dict[str, float]:
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
-    """The folder's tokenizer without transformers (2 s of import): plain text in, no token added, no truncation."""
+    """The folder's tokenizer without the import of transformers: plain text in, no token added, no truncation."""
     tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True
     tokenizer.no_truncation()

@@ -2,7 +2,7 @@
 
 One running total is kept in 0..199 through 2 to 6 changes (+, -, *2, *3). Level n takes n + 1 steps; levels 4 and 5 add
 one and two sentences with numbers that do not matter. A solution names each change and computes it, `Mia buys 5:
-74+5=79`, steps separated by a blank line, the last line `#### 79`: short enough (about 60 tokens at the middle level)
+74+5=79`, steps separated by a blank line, the last line `#### 79`: short enough (70 tokens at the middle level)
 for a model of 200,000 parameters, and every step can be executed (`acorn.problems`).
 Words are picked by `int(random() * n)`: `Random.random` is the one draw Python keeps stable over versions.
 """

@@ -15,7 +15,7 @@ from typing import Any, Literal, TextIO
 from acorn.problems import WordProblem
 
 SHARD_DOCUMENTS = 100_000
-"""Documents a file: about 30 MB of the procedural world, small enough to open in an editor."""
+"""Documents a file: 22 MB of the procedural world, small enough to open in an editor."""
 
 Part = Literal["train", "validation"]
 ProblemPart = Literal["train", "test"]

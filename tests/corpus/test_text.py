@@ -179,6 +179,7 @@ def test_gsm8k_comes_in_whole_but_for_the_rows_whose_own_equations_are_wrong(tmp
 
 def test_a_row_is_one_line_for_every_reader_and_comes_back_as_it_was(tmp_path: Path) -> None:
     text = "line\u2028separator, paragraph\u2029separator, next\x85line, tab\x0b, feed\x0c, ends"
-    out = make(tmp_path, text=[{"path": str(write_rows(tmp_path / "a.jsonl", [{"text": text}]))}], validation_fraction=0)
+    rows = write_rows(tmp_path / "a.jsonl", [{"text": text}])
+    out = make(tmp_path, text=[{"path": str(rows)}], validation_fraction=0)
     assert train_texts(out) == [text]
     assert len((out / "train" / "00000.jsonl").read_text().splitlines()) == 1
