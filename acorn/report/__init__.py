@@ -85,7 +85,7 @@ def _answers(run: Run, results: list[Results]) -> Html | None:
     return join(part for one, drawn in found for part in (role_legend(one), drawn)) if found else None
 
 
-def _section(name: str, title: str, lead: str, content: Html | None) -> tuple[str, str, Html] | None:
+def _section(name: str, title: str, lead: Html | str, content: Html | None) -> tuple[str, str, Html] | None:
     """Name, title and markup; None where the recipe has nothing to show there."""
     if content is None:
         return None
@@ -98,9 +98,9 @@ def _navigation(sections: list[tuple[str, str, Html]]) -> Html:
     return tag("nav", mark, *(tag("a", name, href=f"#{name}") for name, *_ in sections))
 
 
-def _origin(run: Run) -> str:
-    command = f"acorn run {run.recipe.path}"
-    return f"`{command}` builds what is missing. Equal config and inputs give equal keys. {run.note}".strip()
+def _origin(run: Run) -> Html:
+    command = tag("code", f"acorn run {run.recipe.path}")
+    return join([command, f" builds what is missing. Equal config and inputs give equal keys. {run.note}"])
 
 
 def _foot(run: Run) -> Html:

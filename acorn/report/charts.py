@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from acorn.report.markup import Html, figure, join, percent, tag, text
-from acorn.report.scales import Point, Scale, scale_over, smoothed, spans_decades, spread, thinned
+from acorn.report.scales import Point, Scale, finite, scale_over, smoothed, spans_decades, spread, thinned
 
 WIDTH, HEIGHT = 480.0, 250.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 100.0, 10.0, 36.0
@@ -34,9 +34,9 @@ def line_chart(
 ) -> Html:
     """Curves over a common x, each labelled at its right end; long ones faint as logged, with a smoothed line over.
 
-    `log`: logarithmic y axis; by default where the values span a factor of 5.
+    `log`: logarithmic y axis; by default where the values span a factor of 5. At least one value must be finite.
     """
-    shown = [one for one in series if one.points]
+    shown = [replace(one, points=kept) for one in series if (kept := finite(one.points))]
     heights = [y for one in shown for _, y in one.points]
     log = spans_decades(heights) if log is None else log
     x = scale_over((px for one in shown for px, _ in one.points), LEFT, WIDTH - RIGHT)
@@ -106,6 +106,7 @@ def stack(parts: Sequence[tuple[str, float, int]]) -> Html:
 
 def sparkline(points: Sequence[Point], colour: int, name: str) -> Html:
     """A small curve without axes; its range is told in words beside it."""
+    points = finite(points)
     heights = [y for _, y in points]
     x = Scale(points[0][0], max(points[-1][0], points[0][0] + 1e-9), 2.0, 158.0)
     y = scale_over(heights, 38.0, 3.0, log=spans_decades(heights, 50))
@@ -172,8 +173,8 @@ def _curve(series: Series, x: Scale, y: Scale) -> Html:
 
 def _polyline(points: Sequence[Point], x: Scale, y: Scale, kind: str, name: str | None = None) -> Html:
     """With a `name`, it carries its values for the pointer to read: `data-points` is [[x, y], ...] as logged."""
-    drawn = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in points if py == py)
-    values = json.dumps([[px, float(f"{py:.6g}")] for px, py in points if py == py], separators=(",", ":"))
+    drawn = " ".join(f"{x(px):.1f},{y(py):.1f}" for px, py in points)
+    values = json.dumps([[px, float(f"{py:.6g}")] for px, py in points], separators=(",", ":"))
     return tag("polyline", class_=kind, points=drawn, data_name=name, data_points=values if name else None)
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from acorn.report.charts import SMOOTH_FROM, Series, line_chart, sparkline
 from acorn.report.evaluation import missing, model_colour
@@ -68,14 +69,28 @@ def _accuracy(log: Log, colour: int) -> Html | None:
     if not accuracy:
         return None
     caption = "share of pairs whose chosen answer has the larger reward"
-    drawn = line_chart([Series("pairs", accuracy, colour)], "optimizer step", log=False, show=lambda v: percent(v, 0))
-    return tag("figure", tag("figcaption", tag("b", "Reward accuracy"), tag("span", caption)), drawn)
+    return _figure("Reward accuracy", caption, [Series("pairs", accuracy, colour)], log=False, show=_whole_percent)
 
 
-def _figure(title: str, caption: str, series: Sequence[Series], log: bool | None = None) -> Html:
+def _whole_percent(share: float) -> str:
+    return percent(share, 0)
+
+
+def _figure(
+    title: str,
+    caption: str,
+    series: Sequence[Series],
+    log: bool | None = None,
+    show: Callable[[float], str] = figure,
+) -> Html:
     smooth = any(len(one.points) >= SMOOTH_FROM for one in series)
     words = f"{caption} (faint: as logged; strong: moving average)" if smooth else caption
-    drawn = line_chart(series, "optimizer step", log)
+    values = [y for one in series for _, y in one.points]
+    if lost := sum(not math.isfinite(y) for y in values):
+        words += f"; {lost} of {len(values)} values are NaN or infinite"
+    if lost == len(values):
+        return tag("figure", tag("figcaption", tag("b", title), tag("span", words)))
+    drawn = line_chart(series, "optimizer step", log, show)
     return tag("figure", tag("figcaption", tag("b", title), tag("span", words)), drawn)
 
 
@@ -88,9 +103,9 @@ def _small(log: Log, colour: int) -> Html | None:
 
 
 def _multiple(name: str, curve: Sequence[tuple[float, float]], colour: int) -> Html:
-    heights = [y for _, y in curve if y == y]
+    heights = [y for _, y in curve if math.isfinite(y)]
     if not heights:
-        return tag("div", tag("b", name), tag("span", "only NaN was logged"), class_="multiple")
+        return tag("div", tag("p", tag("b", name), "only NaN or infinity"), class_="multiple")
     show = count if max(map(abs, heights)) >= 1e4 else figure
     title = _NAMES.get(name, name.removeprefix("train/").replace("_", " "))
     words = f"{show(min(heights))} to {show(max(heights))}"

@@ -161,13 +161,3 @@ def _short(message: Mapping[str, Any]) -> dict[str, str]:
 
 def _cut(text: str, most: int) -> str:
     return text if len(text) <= most else f"{text[: most - 1]}…"
-
-
-def total(run: Run) -> str:
-    """Rows of synthetic data, for the section's heading."""
-    kept = sum(
-        int((made.json("stats.json") or {}).get("kept", 0))
-        for kind in ("chat", "preferences")
-        for made in run.of_kind(kind)
-    )
-    return f"{count(kept)} synthetic rows kept" if kept else ""

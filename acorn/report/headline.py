@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from acorn.report.evaluation import Results, main_score
+from acorn.report.evaluation import PROBLEMS, Results, Score, main_score
 from acorn.report.markup import Html, count, duration, flops, join, percent, size, tag
 from acorn.report.read import Made, Row, Run, parameters
+
+_SIDES = {"user": "me", "chosen": "it good", "rejected": "it bad"}
 
 
 def headline(run: Run, results: Results | None) -> Html:
@@ -38,12 +40,20 @@ def _sentence(run: Run, final: Made | None, results: Results | None) -> Html:
         parts += [", trained on ", tag("b", f"{count(trained)} tokens")]
     parts += [" in ", tag("b", duration(_seconds(run)))]
     if results and (score := main_score(results)):
-        parts += [". Of ", f"{score.n:,} held-out problems it solves ", tag("b", percent(score.values[-1][1]))]
+        reached = tag("b", percent(_reached(score, final, results)))
+        solved = [f". Of {score.n:,} held-out problems it solves ", reached]
+        parts += solved if score.task == PROBLEMS else [". Its score is ", reached, f" on {score.label}"]
     files = [made for made in run.of_kind("gguf") if made.artifact]
     if files and (types := files[-1].json("export.json")):
         smallest = min(types["types"].values(), key=lambda entry: entry["bytes"])
         parts += [". As GGUF it is ", tag("b", size(smallest["bytes"])), " and runs on a laptop"]
     return join([*parts, "."])
+
+
+def _reached(score: Score, final: Made, results: Results) -> float:
+    """The score of the final model; of the last one asked, where the evaluation does not name it."""
+    own = [value for role, value, _ in score.values if results.made.step.inputs.get(role) == final.name]
+    return own[0] if own else score.values[-1][1]
 
 
 def _tiles(run: Run, final: Made | None, results: Results | None) -> list[Html]:
@@ -109,7 +119,7 @@ def conversation(row: Row) -> Html:
             "div",
             tag("span", message["role"], class_="who"),
             tag("p", message["content"].strip() or "(nothing)"),
-            class_=f"bubble {'me' if message['role'] == 'user' else 'it'}",
+            class_=f"bubble {_SIDES.get(message['role'], 'it')}",
         )
         for message in row["messages"]
     )

@@ -14,7 +14,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from acorn.plan import plan, ref_name
+from acorn.plan import PlanRow, plan, ref_name
 from acorn.recipe import Recipe, Step
 from acorn.resolve import MissingInput
 from registry import Artifact, Registry
@@ -31,7 +31,7 @@ class Made:
     step: Step
     artifact: Artifact | None
     stale: str = ""
-    """Why the recipe as it is now would build another artifact; empty when it would not."""
+    """Why the artifact is not what the recipe stands for now; empty when it is."""
 
     @property
     def name(self) -> str:
@@ -90,7 +90,7 @@ class Run:
 def read_run(recipe: Recipe, registry: Registry) -> Run:
     """The artifacts that stand under the recipe's names, with the plan's word on whether they are current."""
     refs = registry.refs()
-    stale, note = _stale(recipe, registry)
+    stale, note = _stale(recipe, registry, refs)
     made = {}
     for name, step in recipe.steps.items():
         key = refs.get(ref_name(recipe, name))
@@ -98,13 +98,21 @@ def read_run(recipe: Recipe, registry: Registry) -> Run:
     return Run(recipe, made, note)
 
 
-def _stale(recipe: Recipe, registry: Registry) -> tuple[dict[str, str], str]:
+def _stale(recipe: Recipe, registry: Registry, refs: Mapping[str, str]) -> tuple[dict[str, str], str]:
     try:
         rows = plan(recipe, registry)
     except MissingInput as error:  # the recipe names data that is not on this machine; what was built can be shown
         return {}, f"Whether the artifacts are current is unknown here: {error}"
-    found = {row.step: row.why for row in rows if row.status == "stale"}
-    return found | {row.step: f"waits {row.why}" for row in rows if row.status == "waits"}, ""
+    found = {row.step: why for row in rows if (why := _why_stale(row, refs.get(ref_name(recipe, row.step))))}
+    return found, ""
+
+
+def _why_stale(row: PlanRow, shown: str | None) -> str:
+    if row.status == "waits":
+        return f"{row.why.removeprefix('on ')}, which it needs, is to be built again first"
+    if row.status == "hit" and row.key != shown:
+        return f"it stands for artifact {row.key}, which is built too; `acorn run` makes that the newest"
+    return row.why if row.status == "stale" else ""
 
 
 @dataclass

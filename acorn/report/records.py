@@ -31,9 +31,7 @@ def _record(made: Made) -> Html:
     manifest = made.artifact.manifest
     stale = tag("span", "older than the recipe", class_="tagged") if made.stale else None
     head = tag("summary", *title, tag("code", manifest.key), stale)
-    warning = (
-        tag("p", f"The recipe would now build another artifact: {made.stale}.", class_="state") if made.stale else None
-    )
+    warning = tag("p", f"The recipe has changed since: {made.stale}.", class_="state") if made.stale else None
     body = [warning, _facts(made), tag("div", *_columns(made), class_="columns")]
     return tag("details", head, *body, id=identity)
 

@@ -71,7 +71,4 @@
   };
   addEventListener("hashchange", reveal);
   reveal();
-  addEventListener("beforeprint", () => {
-    document.querySelectorAll("section:not(#records) details").forEach((details) => { details.open = true; });
-  });
 })();

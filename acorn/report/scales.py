@@ -35,6 +35,11 @@ class Scale:
         return min(max(value, self.low), self.high)
 
 
+def finite(points: Iterable[Point]) -> list[Point]:
+    """Without the NaN and infinities of a run that diverged."""
+    return [point for point in points if math.isfinite(point[1])]
+
+
 def scale_over(values: Iterable[float], start: float, end: float, log: bool = False, zero: bool = False) -> Scale:
     """A scale whose ends lie a little outside `values` (at 0, if `zero` and nothing is below)."""
     found = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
@@ -72,7 +77,7 @@ def _log_ticks(low: float, high: float, most: int) -> list[float]:
             break
     while len(inside) > most:
         inside = inside[::2]
-    return inside if len(inside) > 1 else _round_ticks(low, high, 4)
+    return inside if len(inside) > 1 else _round_ticks(low, high, 6)
 
 
 def smoothed(points: Sequence[Point], share: float = 0.06) -> list[Point]:
@@ -80,13 +85,13 @@ def smoothed(points: Sequence[Point], share: float = 0.06) -> list[Point]:
 
     Towards the start, where losses fall steeply, the window shrinks and stays centred; at the end it is cut off.
     """
-    finite = [point for point in points if math.isfinite(point[1])]
-    half = max(1, round(share * len(finite) / 2))
-    sums = [0.0, *accumulate(y for _, y in finite)]
+    kept = finite(points)
+    half = max(1, round(share * len(kept) / 2))
+    sums = [0.0, *accumulate(y for _, y in kept)]
     result = []
-    for index, (x, _) in enumerate(finite):
+    for index, (x, _) in enumerate(kept):
         first = index - min(half, index)
-        last = min(index + (index - first), len(finite) - 1)
+        last = min(index + (index - first), len(kept) - 1)
         result.append((x, (sums[last + 1] - sums[first]) / (last + 1 - first)))
     return result
 

@@ -11,7 +11,7 @@ import math
 import random
 import struct
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +62,22 @@ def make_recipe(folder: Path) -> Recipe:
     return load_recipe(path)
 
 
-def make_run(recipe: Recipe, registry: Registry, until: str | None = None) -> dict[str, Artifact]:
-    """Publish and tag an artifact for every step, in order, up to and with `until`."""
+def make_run(
+    recipe: Recipe, registry: Registry, until: str | None = None, losses: Mapping[str, Sequence[float]] | None = None
+) -> dict[str, Artifact]:
+    """Publish and tag an artifact for every step, in order, up to and with `until`. `losses` replaces those logged."""
     made: dict[str, Artifact | None] = {}
     for name, step in recipe.steps.items():
         inputs = find_inputs(recipe, step, made, registry)
         assert not isinstance(inputs, str)
         with registry.build(resolve(step, inputs, registry).spec) as build:
+            if build.artifact is not None:
+                made[name] = build.artifact
+                continue
             figures = FILL[name](build.out, random.Random(name))
+            if losses and name in losses:
+                rows = [{"step": step, "train/loss": loss} for step, loss in enumerate(losses[name])]
+                write_lines(build.out / "logs" / "metrics.jsonl", rows)
             ledger = {"seconds": figures.pop("seconds"), "peak_memory_bytes": 3.1e8 + 4e7 * len(name)}
             ledger |= {entry: figures.pop(entry) for entry in ("tokens", "flops") if entry in figures}
             git = {"commit": "6589642e1b7c4d0a9f3e2b1c0d9e8f7a6b5c4d3e", "dirty": False}
