@@ -22,6 +22,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
 from acorn.stage import Job
+from acorn.tokenizers import copy_tokenizer
 from acorn.tracking import Tracker
 from posttrain.arguments import misplaced, split_batch
 from posttrain.checkpoint import AtomicCheckpoints, Checkpoint, newest_whole
@@ -29,10 +30,6 @@ from posttrain.config import PosttrainConfig, PosttrainExecution
 from posttrain.data import RowCounts, guard_chat, guard_pairs, load_rows
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "accelerate"
-TOKENIZER_FILES = (
-    *("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "special_tokens_map.json"),
-    *("added_tokens.json", "vocab.json", "merges.txt", "vocab.txt", "tokenizer.model", "spiece.model"),
-)
 TRAINED = {"loss", "learning_rate", "grad_norm", "epoch", "mean_token_accuracy", "entropy", "aux_loss"}
 """Of Trainer's log lines, what is passed on as `train/...`, beside everything under `rewards/`, `logps/`, `logits/`."""
 
@@ -217,9 +214,7 @@ def write_model(job: Job, trainer: Any, end_of_turn: int) -> None:
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
     model.save_pretrained(job.out, state_dict=weights)
     source = job.inputs["model"]
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, job.out / name)
+    copy_tokenizer(source, job.out)
     write_generation_config(source, job.out, end_of_turn)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from acorn.stage import Job
-from posttrain.trl import TOKENIZER_FILES
+from acorn.tokenizers import TOKENIZER_FILES
 from tests.jobs import make_job, run_here
 from tests.posttrain.conftest import DPO
 from tests.posttrain.world import files_of, logged

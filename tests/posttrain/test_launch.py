@@ -48,7 +48,9 @@ def test_every_shipped_file_is_one_the_tests_know() -> None:
 
 
 @pytest.mark.parametrize("name", SHIPPED)
-def test_accelerate_reads_a_shipped_file_as_meant(name: str, fine_tuned: Job, tmp_path: Path) -> None:
+def test_accelerate_reads_a_shipped_file_as_meant(
+    name: str, fine_tuned: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     nodes = 2 if name.startswith("multi-node") else 1
     processes = 1 if KINDS[name] == "one" else 4
     execution = {"accelerate": name, "processes": processes, "nodes": nodes, "rendezvous": "node0:29500"}
@@ -62,8 +64,8 @@ def test_accelerate_reads_a_shipped_file_as_meant(name: str, fine_tuned: Job, tm
     assert (args.use_fsdp, args.use_deepspeed) == (KINDS[name] == "fsdp", KINDS[name] == "deepspeed")
     assert args.multi_gpu == (KINDS[name] == "ddp")
     assert args.use_cpu == (name == "cpu")
-    if KINDS[name] != "one":
-        assert expected_kind(job) == KINDS[name]
+    monkeypatch.setenv("WORLD_SIZE", str(processes * nodes))
+    assert expected_kind(job) == KINDS[name]
     if KINDS[name] == "fsdp":
         with patch_environment(**prepare_multi_gpu_env(args)):
             plugin = FullyShardedDataParallelPlugin()

@@ -81,18 +81,18 @@ def job_file(job: Job, path: Path) -> Path:
     return path
 
 
-def finish(command: list[str], environ: Mapping[str, str], timeout: float = 300) -> tuple[int, str]:
-    """(exit code, output) of a command in a process group of its own, which does not outlive this call."""
+def finish(command: list[str], environ: Mapping[str, str], timeout: float = 240) -> tuple[int | None, str]:
+    """(exit code, output) of a command in a process group of its own; the code is None if it had to be killed."""
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, env=dict(environ), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
         )
-        try:
+        code = None
+        with suppress(subprocess.TimeoutExpired):
             code = process.wait(timeout)
-        finally:
-            with suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         output.seek(0)
         return code, output.read()
 
