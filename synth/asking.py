@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,15 @@ def choose_problems(job: Job) -> tuple[list[WordProblem], list[tuple[WordProblem
     return select(load_problems(corpus, "train"), tests, job.config.problems, job.config.seed)
 
 
-def ask(job: Job, prompts: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
-    """Generations (`synth.distilabel.Generation`) for each of `prompts`, in their order.
+def ask(
+    job: Job, prompts: Sequence[Mapping[str, Any]], conclude: Callable[[list[list[Row]]], dict[str, Any]]
+) -> dict[str, float]:
+    """Ask the job's LLM and hand the generations (`synth.distilabel.Generation`) for each prompt to `conclude`.
 
-    Finished shards in the job's scratch are taken from there. Raises RuntimeError if distilabel lost a prompt.
+    Finished shards in the job's scratch are taken from there. `conclude` returns the stage's stats; the figures among
+    them that have a metric name are logged and returned.
     """
+    # First: it takes two seconds, and what it refuses should come before any work.
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # pydantic has eight things to say about distilabel's fields.
         from synth.distilabel import generate, make_llm
@@ -44,22 +48,25 @@ def ask(job: Job, prompts: Sequence[Mapping[str, Any]]) -> list[list[Row]]:
     answer = partial(generate, llm=llm, num_generations=job.config.num_generations, scratch=job.scratch)
     with job.track(resume_step=shards.done or None) as tracker:
         rows = shards.run(lambda shard: [dict(row) for row in answer(shard)], partial(_log, tracker))
-    return _group(prompts, rows)
+        metrics = _metrics(conclude(_group(prompts, rows)))
+        tracker.log(metrics)
+    return metrics | {"ledger/tokens": metrics["synth/tokens"]}
 
 
 def _log(tracker: Tracker, index: int, rows: list[Row]) -> None:
     tracker.log({"synth/rows": len(rows), "synth/tokens": tokens(rows)}, step=index + 1)
 
 
+def _metrics(stats: Mapping[str, Any]) -> dict[str, float]:
+    names = ("rows", "kept", "parse_failures", "pass_rate", "tokens")
+    rejected = sum(stats["rejected"].values())
+    return {f"synth/{name}": float(stats[name]) for name in names} | {"synth/rejected": float(rejected)}
+
+
 def _group(prompts: Sequence[Mapping[str, Any]], rows: Sequence[Row]) -> list[list[Row]]:
     groups: dict[str, list[Row]] = {prompt["id"]: [] for prompt in prompts}
     for row in rows:
         groups[row["id"]].append(row)
-    if lost := [name for name, group in groups.items() if not group]:
-        raise RuntimeError(
-            f"distilabel returned nothing for {len(lost)} of {len(prompts)} prompts, the first is {lost[0]}: if your "
-            "corpus has an `id` twice, make them unique; otherwise see distilabel's log above"
-        )
     return list(groups.values())
 
 

@@ -25,15 +25,16 @@ def run(job: Job) -> dict[str, float]:
     problems, refused = choose_problems(job)
     prompts = make_prompts(problems, config)
     asked = [{**prompt, "messages": _with_system(prompt, config.system_prompt)} for prompt in prompts]
-    answers = ask(job, asked)
-    kept, rejected = judge(prompts, answers, config)
-    rejected += [_row(problem_prompt(problem), None, problem["id"]) | {"reason": why} for problem, why in refused]
-    stats = _stats(kept, rejected, prompts, answers)
-    _require(stats, config)
-    publish(job.out, by_id(kept), by_id(rejected), stats)
-    return {
-        f"synth/{name}": float(stats[name]) for name in ("rows", "kept", "parse_failures", "pass_rate", "tokens")
-    } | {"synth/rejected": float(len(rejected)), "ledger/tokens": float(stats["tokens"])}
+
+    def conclude(answers: list[list[Row]]) -> dict[str, Any]:
+        kept, rejected = judge(prompts, answers, config)
+        rejected += [_row(problem_prompt(problem), None, problem["id"]) | {"reason": why} for problem, why in refused]
+        stats = _stats(kept, rejected, prompts, answers)
+        _require(stats, config)
+        publish(job.out, by_id(kept), by_id(rejected), stats)
+        return stats
+
+    return ask(job, asked, conclude)
 
 
 def make_prompts(problems: list[WordProblem], config: ChatDataConfig) -> list[Prompt]:

@@ -50,13 +50,17 @@ class TestSet:
 
 
 def load_problems(corpus: Path, name: str) -> list[WordProblem]:
-    """Rows of `problems/<name>.jsonl`. Raises FileNotFoundError if the corpus has no problems."""
+    """Rows of `problems/<name>.jsonl`. Raises FileNotFoundError without them, ValueError on a repeated id."""
     path = corpus / "problems" / f"{name}.jsonl"
     if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: the corpus has no word problems. Use a corpus made by the stage `problems`"
         )
-    return read_jsonl(path)  # type: ignore[return-value]
+    rows = read_jsonl(path)
+    twice = [name for name, times in Counter(row["id"] for row in rows).items() if times > 1]
+    if twice:
+        raise ValueError(f"{path}: the id {twice[0]!r} occurs twice ({len(twice)} such ids): ids must be unique")
+    return rows  # type: ignore[return-value]
 
 
 def select(

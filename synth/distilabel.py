@@ -44,6 +44,8 @@ from synth.teacher import Message, Teacher
 sys.excepthook = sys.__excepthook__
 
 STEP = "generate"
+STEPS = 2
+"""Processes of the pipeline below: one that loads, one that generates."""
 
 
 class Generation(TypedDict):
@@ -186,14 +188,15 @@ def make_llm(
 def generate(prompts: Sequence[Mapping[str, Any]], llm: Any, num_generations: int, scratch: Path) -> list[Generation]:
     """Answers to `prompts` (`{"id", "messages"}`) in their order, `num_generations` each, by one pipeline.
 
-    Raises RuntimeError if a batch failed: distilabel would go on with a row of None for each of its prompts.
+    Raises RuntimeError if a batch failed (distilabel would go on with a row of None for each of its prompts) or a
+    prompt has no answer (it was interrupted), ChildProcessError if a step's process died (it would wait for ever).
     """
     # The LLM batches by itself; only requests to a server are better cut up, as a failed batch is a failed shard.
     size = 50 if isinstance(llm, OpenAILLM) else len(prompts)
     cache = scratch / "distilabel"
     shutil.rmtree(cache, ignore_errors=True)
     failures = _Failures()
-    with _patched(cache), _logging_kept():
+    with _patched(cache), _process_kept():
         with Pipeline(name="synth", cache_dir=cache, enable_metadata=True) as pipeline:
             rows = [{"id": prompt["id"], "messages": prompt["messages"]} for prompt in prompts]
             load = LoadDataFromDicts(data=rows, batch_size=size)
@@ -213,6 +216,10 @@ def generate(prompts: Sequence[Mapping[str, Any]], llm: Any, num_generations: in
         failures.check()
         answered = distiset["default"]["train"].to_list()
     shutil.rmtree(cache)
+    if lost := {prompt["id"] for prompt in prompts} - {row["id"] for row in answered}:
+        raise RuntimeError(
+            f"distilabel left {len(lost)} of {len(prompts)} prompts without an answer: was it interrupted?"
+        )
     return [_generation(row) for row in answered]
 
 
@@ -268,6 +275,8 @@ class _Failures(logging.Handler):
 def _patched(cache: Path) -> Iterator[None]:
     """distilabel 1.5.3 (the newest release), while a pipeline runs:
 
+    - a step's process that dies, killed for lack of memory, is replaced and its work forgotten: the pipeline would
+      wait for ever, so the replacement tells this process;
     - its manager and step processes outlive a killed parent, waiting for ever on pipes whose other end they hold
       themselves (4 orphans after SIGKILL): each now dies with this process;
     - it polls for loaded steps every 2.5 s and for finished ones every 0.5 s, which is most of a small pipeline's
@@ -282,7 +291,8 @@ def _patched(cache: Path) -> Iterator[None]:
         return made
 
     local, base, distiset = distilabel.pipeline.local, distilabel.pipeline.base, distilabel.distiset
-    leashed = partial(_leashed, parent, local._init_worker)
+    born = multiprocessing.Value("i", 0)
+    leashed = partial(_leashed, parent, born, local._init_worker)
     patches: list[tuple[Any, str, Any]] = [
         (local, "mp", SimpleNamespace(Queue=multiprocessing.Queue, Manager=manager)),
         (local, "_init_worker", leashed),
@@ -303,9 +313,13 @@ def _patched(cache: Path) -> Iterator[None]:
             datasets.enable_progress_bars()
 
 
-def _leashed(parent: int, init_worker: Any, *arguments: Any) -> None:
+def _leashed(parent: int, born: Any, init_worker: Any, *arguments: Any) -> None:
     die_with(parent)
     init_worker(*arguments)
+    with born.get_lock():
+        born.value += 1
+        if born.value > STEPS:
+            os.kill(parent, signal.SIGUSR1)
 
 
 def die_with(parent: int) -> None:
@@ -326,9 +340,20 @@ def _watch(parent: int) -> None:
     os._exit(1)
 
 
+def _step_died(*_: Any) -> None:
+    raise ChildProcessError(
+        "a process of distilabel's pipeline died without a word, most likely killed for lack of memory: lower "
+        "`batch_size` or `max_new_tokens`. Finished shards are kept"
+    )
+
+
 @contextmanager
-def _logging_kept() -> Iterator[None]:
-    """Undo what a pipeline does to logging: it clears the root logger's handlers and leaves one on a closed queue."""
+def _process_kept() -> Iterator[None]:
+    """Undo what a pipeline does to its process.
+
+    It clears the root logger's handlers and leaves one on a closed queue, and it leaves its own handler of Ctrl-C.
+    """
+    interrupt, died = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGUSR1, _step_died)
     root = logging.getLogger()
     handlers, level = list(root.handlers), root.level
     quiet = "DISTILABEL_LOG_LEVEL" not in os.environ
@@ -340,5 +365,7 @@ def _logging_kept() -> Iterator[None]:
         stop_logging()  # Done by the pipeline only when it ends well.
         if quiet:
             del os.environ["DISTILABEL_LOG_LEVEL"]
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGUSR1, died)
         root.handlers[:] = handlers
         root.setLevel(level)

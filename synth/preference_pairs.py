@@ -23,23 +23,19 @@ def run(job: Job) -> dict[str, float]:
     """Make the pairs. Raises ValueError if there is none."""
     config: PreferencePairsConfig = job.config
     problems, refused = choose_problems(job)
-    samples = ask(job, [problem_prompt(problem) for problem in problems])
-    kept: list[Row] = []
-    rejected = [_refused(problem, reason, []) for problem, reason in refused]
-    for problem, group in zip(problems, samples, strict=True):
-        pair = make_pair(problem, group, config.reference_fallback)
-        (rejected if "reason" in pair else kept).append(pair)
-    stats = _stats(kept, rejected, problems, samples)
-    if not kept:
-        raise ValueError(
-            f"no pair from {len(problems)} problems and {stats['rows']} samples (pass rate {stats['pass_rate']:.1%}, "
-            f"rejected {stats['rejected']}): set `reference_fallback: true`, raise `num_generations` or the "
-            "temperature, or train the model further first"
-        )
-    publish(job.out, by_id(kept), by_id(rejected), stats)
-    return {
-        f"synth/{name}": float(stats[name]) for name in ("rows", "kept", "parse_failures", "pass_rate", "tokens")
-    } | {"synth/rejected": float(len(rejected)), "ledger/tokens": float(stats["tokens"])}
+
+    def conclude(samples: list[list[Row]]) -> dict[str, Any]:
+        kept: list[Row] = []
+        rejected = [_refused(problem, reason, []) for problem, reason in refused]
+        for problem, group in zip(problems, samples, strict=True):
+            pair = make_pair(problem, group, config.reference_fallback)
+            (rejected if "reason" in pair else kept).append(pair)
+        stats = _stats(kept, rejected, problems, samples)
+        _require(stats)
+        publish(job.out, by_id(kept), by_id(rejected), stats)
+        return stats
+
+    return ask(job, [problem_prompt(problem) for problem in problems], conclude)
 
 
 def make_pair(problem: WordProblem, samples: list[Row], reference_fallback: bool) -> Row:
@@ -107,6 +103,7 @@ def _stats(
     ]
     unreadable = sum(reason in ("empty", "no_answer") for *_, reason in judged)
     return {
+        "problems": len(problems),
         "rows": len(judged),
         "kept": len(kept),
         "kept_by_source": counts(row["source"] for row in kept),
@@ -118,3 +115,12 @@ def _stats(
         "pass_rate_by_level": rates(correct),
         "tokens": sum(tokens(group) for group in samples),
     }
+
+
+def _require(stats: dict[str, Any]) -> None:
+    if stats["kept"] == 0:
+        raise ValueError(
+            f"no pair from {stats['problems']} problems and {stats['rows']} samples (pass rate "
+            f"{stats['pass_rate']:.1%}, rejected {stats['rejected']}): set `reference_fallback: true`, raise "
+            "`num_generations` or the temperature, or train the model further first"
+        )

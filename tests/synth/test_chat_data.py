@@ -143,12 +143,3 @@ def test_a_server_answers_and_its_silence_is_counted(server: str, tmp_path: Path
     assert {len(row["messages"]) for row in rows(job.out / "train.jsonl")} == {2}, (
         "the system prompt is no part of a row"
     )
-
-
-def test_a_batch_that_fails_is_an_error_with_its_cause_and_no_row_of_nothing(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", [problem(number) for number in range(3)])
-    llm = {"type": "openai", "model": "m", "base_url": "http://127.0.0.1:9/v1", "max_retries": 0}
-    job = make_job(CHAT_DATA, tmp_path, {"llm": llm, "talk": 0}, inputs={"corpus": corpus})
-    with pytest.raises(RuntimeError, match=r"(?s)could not answer a batch.*Connection"):
-        run_here(CHAT_DATA, job)
-    assert not list((job.scratch / "shards").iterdir())

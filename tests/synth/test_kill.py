@@ -9,9 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import psutil
+import pytest
+from distilabel.models import LLM
 
+from synth.distilabel import generate
 from synth.stage import CHAT_DATA
 from tests.jobs import make_job, run_here
 from tests.synth.worlds import files, problem, write_corpus
@@ -53,6 +57,38 @@ def test_a_killed_step_leaves_no_process_and_resumes_with_the_same_bytes(tmp_pat
     whole = make_job(CHAT_DATA, tmp_path / "whole", {"talk": 0}, inputs={"corpus": corpus})
     run_here(CHAT_DATA, whole)
     assert files(job.out) == files(whole.out)
+
+
+class BrokenLLM(LLM):
+    """Raises while it generates, or dies as if the kernel had killed it for want of memory."""
+
+    dies: bool
+
+    @property
+    def model_name(self) -> str:
+        return "broken"
+
+    def generate(self, inputs: Any, num_generations: int = 1) -> Any:
+        if self.dies:
+            os.kill(os.getpid(), signal.SIGKILL)
+        raise ValueError("the cause")
+
+
+PROMPT = {"id": "a", "messages": [{"role": "user", "content": "Hello!"}]}
+
+
+def test_a_batch_that_fails_is_an_error_with_its_cause_and_no_row_of_nothing(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match=r"(?s)could not answer a batch.*ValueError: the cause"):
+        generate([PROMPT], BrokenLLM(dies=False), 1, tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_a_step_process_that_is_killed_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(ChildProcessError, match=r"died without a word.*lower `batch_size`"):
+        generate([PROMPT], BrokenLLM(dies=True), 1, tmp_path)
+    assert signal.getsignal(signal.SIGINT) == before
+    _wait(lambda: not psutil.Process().children(recursive=True))
 
 
 def _session(leader: int) -> list[psutil.Process]:
