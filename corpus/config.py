@@ -139,8 +139,8 @@ class TokenizerIdentity(Identity):
     min_frequency: int = Field(default=2, ge=1)
     """A pair seen less often is not merged."""
     documents: int = Field(default=50_000, ge=1)
-    """Train on so many documents at most, taken evenly from the whole corpus. 30,000 short ones cost 6 s of CPU; half of
-    them gave 996 of the same 1,024 entries."""
+    """Train on so many documents at most, taken evenly from the whole corpus. 30,000 short ones cost 6 s of CPU;
+    half of them gave 996 of the same 1,024 entries."""
     template: Source | None = None
     """File of an own chat template; default: `corpus/chat_template.jinja`."""
     pretrained: Source | None = None

@@ -5,7 +5,7 @@ then copied in the shuffled order (24 bytes of memory a document, disk for the t
 `<|im_end|>` that stands in a document is encoded as characters, never as the special token.
 
 Not datatrove's `DocumentTokenizer` (it starts in 1.5 s, so not for that): it closes documents with an end token where
-ours are opened by `bos`, reads special tokens out of the text, and chooses the width of an id at another vocabulary size.
+ours are opened by `bos`, reads special tokens out of the text, and changes to wide ids at another vocabulary size.
 benchmarks/tokenise.py measures both.
 """
 
