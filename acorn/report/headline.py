@@ -32,7 +32,7 @@ def final_model(run: Run) -> Made | None:
 
 def _sentence(run: Run, final: Made | None, results: Results | None) -> Html:
     if final is None:
-        return join(["No model has been built yet. What is there is shown below."])
+        return join(["No model has been built yet." if run.of_kind("model") else "This recipe makes no model."])
     total = parameters(final)
     parts: list[object] = ["A language model of ", tag("b", f"{count(total)} parameters") if total else "unknown size"]
     trained = sum(made.figure("tokens") or 0.0 for made in run.of_kind("model"))
