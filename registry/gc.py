@@ -56,7 +56,10 @@ def _roots(registry: Registry, running: set[str], present: set[str], min_age_sec
 
 
 def _pins(file: Path) -> list[str]:
-    return list(json.loads(file.read_bytes())) if file.exists() else []
+    try:
+        return list(json.loads(file.read_bytes()))
+    except FileNotFoundError:
+        return []  # not registered yet, so it waits for us; or just published, so its manifest names them
 
 
 def _inputs(registry: Registry, key: str) -> list[str]:

@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -134,6 +135,23 @@ def test_what_the_manifest_cannot_hold_is_refused_before_work(registry: Registry
         registry.build(Spec("toy", 1, "model", {}, {"path": Path()})),
     ):
         raise AssertionError("work began")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"metrics": {"loss": "low"}}, "loss is 'low': metrics and ledger hold numbers only"),
+        ({"libraries": {"torch": None}}, r"cannot record libraries\.torch"),
+        ({"git": {"branch": "main"}}, r"cannot record git\.branch"),
+    ],
+)
+def test_a_measurement_that_is_no_number_or_text_is_named(
+    registry: Registry, arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(RegistryError, match=message), registry.build(spec("a")) as build:
+        fill(build)
+        build.publish(**arguments)
+    assert registry.keys() == []
 
 
 def test_an_input_that_is_gone_is_an_error_before_work(registry: Registry) -> None:
