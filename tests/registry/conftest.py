@@ -3,6 +3,13 @@ from __future__ import annotations
 import os
 
 import pytest
+from tqdm import tqdm
+
+
+@pytest.fixture(autouse=True)
+def single_threaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Progress bars without their watching thread: these tests fork, and a fork copies only one thread."""
+    monkeypatch.setattr(tqdm, "monitor_interval", 0)
 
 
 @pytest.fixture
