@@ -45,7 +45,7 @@ class PosttrainExecution(Launched):
     micro_batch_size: int | None = Field(default=None, gt=0)
     """Rows per process and forward pass; default: the largest divisor of the process's share that is at most 16."""
     save_steps: int = Field(default=500, gt=0)
-    """Optimizer steps between two checkpoints; the last step is always saved."""
+    """Optimizer steps between two checkpoints. The last step has none: the model follows."""
     logging_steps: int = Field(default=10, gt=0)
     """Optimizer steps between two lines of metrics."""
     training: dict[str, Any] = Field(default_factory=dict)

@@ -163,7 +163,7 @@ def newest_checkpoint(trainer: Any) -> Checkpoint | None:
 
 
 class TrackerCallback(TrainerCallback):  # type: ignore[misc]
-    """Passes Trainer's log lines on to acorn's tracker, and checks what the model was wrapped in."""
+    """Passes Trainer's log lines on to acorn's tracker, checks what the model was wrapped in, ends the run well."""
 
     def __init__(self, tracker: Tracker, trainer: Any, kind: str) -> None:
         self.tracker, self.trainer, self.kind = tracker, trainer, kind
@@ -174,8 +174,10 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]
         self.tokens, self.since = self.trainer._total_train_tokens, time.perf_counter()
 
     def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-        if state.global_step >= state.max_steps:  # however few steps there are, the last one is logged
-            control.should_log = True
+        if state.global_step >= state.max_steps:
+            control.should_log = True  # however few steps there are, the last one is logged
+            # Trainer resumes from a checkpoint of the last step with one step more (transformers 5.23).
+            control.should_save = False
 
     def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
         if "loss" not in logs:  # Trainer's summary at the end

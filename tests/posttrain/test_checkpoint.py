@@ -92,8 +92,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
     job = same_step(fine_tuned, tmp_path)
     shutil.copytree(fine_tuned.scratch, job.scratch, dirs_exist_ok=True)
     checkpoints = job.scratch / "checkpoints"
-    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-12", "checkpoint-9"]
-    state = checkpoints / "checkpoint-12" / "optimizer.pt"
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-6", "checkpoint-9"]
+    state = checkpoints / "checkpoint-9" / "optimizer.pt"
     if damage == "truncated":
         state.write_bytes(state.read_bytes()[:1000])
     elif damage == "missing":
@@ -103,15 +103,15 @@ def test_a_damaged_checkpoint_is_passed_over_and_named(
         content[len(content) // 2] ^= 1
         state.write_bytes(content)
     else:
-        (checkpoints / "checkpoint-12" / "acorn.json").unlink()
+        (checkpoints / "checkpoint-9" / "acorn.json").unlink()
     found = newest_whole(checkpoints, "full")
     assert found is not None
-    assert (found.step, found.tokens) == (9, logged(fine_tuned, "train/tokens")[8])
-    assert "checkpoint-12 is passed over" in capsys.readouterr().err
+    assert (found.step, found.tokens) == (6, logged(fine_tuned, "train/tokens")[5])
+    assert "checkpoint-9 is passed over" in capsys.readouterr().err
     if damage == "truncated":
         rerun(job)
         assert files_of(job.out) == files_of(fine_tuned.out)
-        assert newest_whole(checkpoints, "full").step == 12  # type: ignore[union-attr]
+        assert newest_whole(checkpoints, "full").step == 9  # type: ignore[union-attr]
 
 
 def test_a_checkpoint_of_another_launch_configuration_is_not_loaded(
@@ -121,7 +121,9 @@ def test_a_checkpoint_of_another_launch_configuration_is_not_loaded(
     assert "another launch configuration" in capsys.readouterr().err
 
 
-def test_a_step_killed_after_its_last_checkpoint_only_writes_the_model(fine_tuned: Job, tmp_path: Path) -> None:
+def test_a_step_killed_while_it_writes_its_model_resumes_from_its_last_checkpoint(
+    fine_tuned: Job, tmp_path: Path
+) -> None:
     job = same_step(fine_tuned, tmp_path)
     shutil.copytree(fine_tuned.scratch, job.scratch, dirs_exist_ok=True)
     rerun(job)

@@ -23,24 +23,19 @@ KINDS |= {"fsdp2": "fsdp", "multi-node-fsdp2": "fsdp"}
 KINDS |= {"zero2": "deepspeed", "zero3": "deepspeed", "multi-node-zero3": "deepspeed"}
 
 
-def test_two_processes_train_as_one_does(fine_tuned: Job, aligned: Job, tmp_path: Path) -> None:
-    jobs = []
-    for done, stage in ((fine_tuned, SFT), (aligned, DPO)):
-        execution = {"device": "cpu", "processes": 2, "logging_steps": 1}
-        jobs.append(make_job(stage, tmp_path / done.stage, done.config.model_dump(), execution, done.inputs))
-    # One launch for both steps: `... -m posttrain --job FILE` with another module at its end.
-    files = [job_file(job, tmp_path / f"{job.stage}.json") for job in jobs]
-    command = command_line(SFT, files[0], jobs[0].execution)
-    assert command[-4:] == ["-m", "posttrain", "--job", str(files[0])]
-    command = [*command[:-4], "-m", "tests.posttrain.world", *map(str, files)]
-    code, output = finish(command, environment(jobs[0].execution, tmp_path / "a" / "b" / "job.json"))
+@pytest.mark.parametrize("stage", ["sft", "dpo"])
+def test_two_processes_train_as_one_does(stage: str, fine_tuned: Job, aligned: Job, tmp_path: Path) -> None:
+    done, kind = (fine_tuned, SFT) if stage == "sft" else (aligned, DPO)
+    execution = {"device": "cpu", "processes": 2, "logging_steps": 1, "save_steps": 3}
+    job = make_job(kind, tmp_path / "staging" / "key", done.config.model_dump(), execution, done.inputs)
+    file = job_file(job, job.scratch / "job.json")
+    code, output = finish(command_line(kind, file, job.execution), environment(job.execution, file))
     assert code == 0, output[-6000:]
-    for job, done in zip(jobs, (fine_tuned, aligned), strict=True):
-        # Only a second rank writes this file.
-        assert len(list(job.scratch.glob("checkpoints/*/rng_state_1.pth"))) == 1
-        for name in ("train/loss", "train/grad_norm", "train/tokens"):
-            assert logged(job, name) == pytest.approx(logged(done, name), rel=1e-4, abs=1e-5), name
-        assert {path.name for path in job.out.iterdir()} - {"logs"} == {path.name for path in done.out.iterdir()}
+    # Only a second rank writes this file.
+    assert len(list(job.scratch.glob("checkpoints/*/rng_state_1.pth"))) == 2
+    for name in ("train/loss", "train/grad_norm", "train/tokens"):
+        assert logged(job, name) == pytest.approx(logged(done, name), rel=1e-4, abs=1e-5), name
+    assert {path.name for path in job.out.iterdir()} - {"logs"} == {path.name for path in done.out.iterdir()}
 
 
 def test_every_shipped_file_is_one_the_tests_know() -> None:

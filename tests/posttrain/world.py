@@ -7,7 +7,6 @@ import os
 import random
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from contextlib import suppress
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from acorn.stage import Job
-from acorn.worker import load_job, perform
 from posttrain.stage import STAGES
 from tests.jobs import run_here
 
@@ -82,7 +80,10 @@ def job_file(job: Job, path: Path) -> Path:
 
 
 def finish(command: list[str], environ: Mapping[str, str], timeout: float = 240) -> tuple[int | None, str]:
-    """(exit code, output) of a command in a process group of its own; the code is None if it had to be killed."""
+    """(exit code, output) of a command in a process group of its own; the code is None if it had to be killed.
+
+    The workers of a launcher are in sessions of their own, but die with it (`acorn.worker.die_with_parent`).
+    """
     with tempfile.TemporaryFile("w+") as output:
         process = subprocess.Popen(
             command, env=dict(environ), stdout=output, stderr=subprocess.STDOUT, start_new_session=True
@@ -110,13 +111,3 @@ def run_and_die(job: Job, sync: int | None) -> None:
 
     checkpoint._sync = sync_or_die
     run_here({stage.name: stage for stage in STAGES}[job.stage], job)
-
-
-def main() -> None:
-    """Several steps in one process, as one of the ranks a launcher starts: `python -m tests.posttrain.world JOB...`."""
-    for path in sys.argv[1:]:
-        perform(load_job(json.loads(Path(path).read_text())))
-
-
-if __name__ == "__main__":
-    main()
