@@ -143,14 +143,25 @@ def _apply_override(data: dict[str, Any], positions: Positions, override: str, f
     full = _override_path(data, path, where, faults)
     if full is None:
         return
-    node = data
-    for part in full[:-1]:
-        child = node.get(part)
-        if not isinstance(child, dict):
-            child = node[part] = {}
-        node = child
-    node[full[-1]] = parse_yaml(text)
-    positions.set(tuple(full), where)
+    try:
+        _assign(data, full, parse_yaml(text))
+    except (IndexError, ValueError):
+        faults.append(Fault(where, target, "an index into a list must be a number of an entry that exists"))
+        return
+    positions.set(tuple(int(part) if part.isdigit() else part for part in full), where)
+
+
+def _assign(node: Any, path: list[str], value: Any) -> None:
+    """Set `node[path] = value`, making mappings on the way; a number indexes a list (`corpus.problems.0.path`)."""
+    head, rest = path[0], path[1:]
+    key: Any = int(head) if isinstance(node, list) else head
+    if not rest:
+        node[key] = value
+        return
+    child = node[key] if isinstance(node, list) else node.get(key)
+    if not isinstance(child, dict | list):
+        child = node[key] = {}
+    _assign(child, rest, value)
 
 
 def _override_path(data: dict[str, Any], path: list[str], where: str, faults: list[Fault]) -> list[str] | None:

@@ -75,6 +75,7 @@ def _start_wandb(job: Job) -> Any:
         return None
     import wandb
 
+    os.register_at_fork(after_in_child=_forget_wandb_hooks)
     settings = wandb.Settings(console="off", silent=True, disable_code=True)
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", "acorn"),
@@ -92,6 +93,17 @@ def _start_wandb(job: Job) -> Any:
         },
         settings=settings,
     )
+
+
+def _forget_wandb_hooks() -> None:
+    """In a forked child (distilabel's steps), let an import not report to the parent's run.
+
+    wandb 0.31 counts imports of other libraries as telemetry of the run, through import hooks that raise ForkedError
+    in a child: importing transformers there fails.
+    """
+    from wandb.sdk.lib import import_hooks
+
+    import_hooks.unregister_all_post_import_hooks()
 
 
 def _keep_until(path: Path, resume_step: int | None) -> None:

@@ -33,7 +33,9 @@ def test_the_first_wrong_step_is_found_by_executing_its_equation() -> None:
 
 
 def test_prose_that_only_looks_like_an_equation_is_not_executed() -> None:
-    assert first_wrong_step("He practises 20 minutes/day * 3 = 60 minutes\nThus 60 x 60/100=36 students\n#### 36") is None
+    assert (
+        first_wrong_step("He practises 20 minutes/day * 3 = 60 minutes\nThus 60 x 60/100=36 students\n#### 36") is None
+    )
 
 
 @pytest.mark.parametrize("step", ["1/0=1", "__import__('os')+1=2", "2**9=512", "9" * 400 + "+1=2"])

@@ -116,6 +116,15 @@ def test_overrides_find_the_block_by_the_field_name(tmp_path: Path) -> None:
     assert fault.startswith("--set corpus.documnts=70") and "did you mean 'documents'?" in fault
 
 
+def test_an_override_reaches_into_a_list(tmp_path: Path) -> None:
+    text = "steps:\n  c: {stage: text, config: {license: MIT, problems: [{path: openai/gsm8k}]}}\n"
+    path = write(tmp_path, text)
+    recipe = load_recipe(path, ["c.problems.0.path=./mine.jsonl"])
+    assert recipe.steps["c"].identity.problems[0].path == "./mine.jsonl"  # type: ignore[attr-defined]
+    [fault] = faults_of(path, ["c.problems.3.path=x"])
+    assert "number of an entry that exists" in fault
+
+
 def test_numbers_in_exponent_form_are_numbers(tmp_path: Path) -> None:
     from acorn.positions import parse_yaml
 
