@@ -197,7 +197,7 @@ def generate(prompts: Sequence[Mapping[str, Any]], llm: Any, num_generations: in
     shutil.rmtree(cache, ignore_errors=True)
     failures = _Failures()
     with _patched(cache), _process_kept():
-        with Pipeline(name="synth", cache_dir=cache, enable_metadata=True) as pipeline:
+        with _Pipeline(name="synth", cache_dir=cache, enable_metadata=True) as pipeline:
             rows = [{"id": prompt["id"], "messages": prompt["messages"]} for prompt in prompts]
             load = LoadDataFromDicts(data=rows, batch_size=size)
             task = ChatGeneration(
@@ -250,6 +250,22 @@ def _generation(row: Mapping[str, Any]) -> Generation:
 
 def _stable_seed(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big")
+
+
+class _Pipeline(Pipeline):  # type: ignore[misc]
+    """Waits for the error of a step that could not load, which comes by another way than the news that it could not."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._heard = threading.Event()
+
+    def _error_callback(self, e: BaseException) -> None:
+        super()._error_callback(e)
+        self._heard.set()
+
+    def _set_steps_not_loaded_exception(self) -> None:
+        self._heard.wait(timeout=10)
+        super()._set_steps_not_loaded_exception()
 
 
 class _Failures(logging.Handler):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -60,18 +61,21 @@ def test_a_killed_step_leaves_no_process_and_resumes_with_the_same_bytes(tmp_pat
 
 
 class BrokenLLM(LLM):
-    """Raises while it generates, or dies as if the kernel had killed it for want of memory."""
+    """Raises while it generates, dies as if the kernel had killed it for want of memory, or imports a module."""
 
-    dies: bool
+    does: str
 
     @property
     def model_name(self) -> str:
         return "broken"
 
     def generate(self, inputs: Any, num_generations: int = 1) -> Any:
-        if self.dies:
+        if self.does == "die":
             os.kill(os.getpid(), signal.SIGKILL)
-        raise ValueError("the cause")
+        if self.does == "raise":
+            raise ValueError("the cause")
+        import_module(self.does)
+        return [{"generations": ["done"], "statistics": {}}]
 
 
 PROMPT = {"id": "a", "messages": [{"role": "user", "content": "Hello!"}]}
@@ -79,16 +83,25 @@ PROMPT = {"id": "a", "messages": [{"role": "user", "content": "Hello!"}]}
 
 def test_a_batch_that_fails_is_an_error_with_its_cause_and_no_row_of_nothing(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"(?s)could not answer a batch.*ValueError: the cause"):
-        generate([PROMPT], BrokenLLM(dies=False), 1, tmp_path)
+        generate([PROMPT], BrokenLLM(does="raise"), 1, tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_a_step_process_that_is_killed_is_an_error_and_no_endless_wait(tmp_path: Path) -> None:
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(ChildProcessError, match=r"died without a word.*lower `batch_size`"):
-        generate([PROMPT], BrokenLLM(dies=True), 1, tmp_path)
+        generate([PROMPT], BrokenLLM(does="die"), 1, tmp_path)
     assert signal.getsignal(signal.SIGINT) == before
     _wait(lambda: not psutil.Process().children(recursive=True))
+
+
+def test_a_step_may_import_what_an_open_wandb_run_watches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "catboost.py").touch()  # A stand-in for transformers, which this process may hold already.
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
+    with make_job(CHAT_DATA, tmp_path).track():
+        assert generate([PROMPT], BrokenLLM(does="catboost"), 1, tmp_path)[0]["text"] == "done"
 
 
 def _session(leader: int) -> list[psutil.Process]:
