@@ -214,6 +214,8 @@ def write_model(job: Job, trainer: Any, end_of_turn: int) -> None:
     if job.rank != 0:
         return
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if weights is not None:  # gathered tensors no longer share memory, so a tied head would be written twice
+        weights = {name: tensor for name, tensor in weights.items() if name not in model.all_tied_weights_keys}
     model.save_pretrained(job.out, state_dict=weights)
     source = job.inputs["model"]
     copy_tokenizer(source, job.out)

@@ -6,12 +6,15 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils import DeepSpeedPlugin, FullyShardedDataParallelPlugin, patch_environment
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
+from safetensors.torch import load_file
 
 from acorn.launch import CONFIGS, command_line, environment
 from acorn.stage import Job
+from posttrain.checkpoint import newest_whole
 from posttrain.trl import expected_kind
 from tests.jobs import make_job
 from tests.posttrain.conftest import DPO, SFT
@@ -36,6 +39,25 @@ def test_two_processes_train_as_one_does(stage: str, fine_tuned: Job, aligned: J
     for name in ("train/loss", "train/grad_norm", "train/tokens"):
         assert logged(job, name) == pytest.approx(logged(done, name), rel=1e-4, abs=1e-5), name
     assert {path.name for path in job.out.iterdir()} - {"logs"} == {path.name for path in done.out.iterdir()}
+
+
+@pytest.mark.slow
+def test_two_sharded_processes_train_checkpoint_and_write_as_one_does(fine_tuned: Job, tmp_path: Path) -> None:
+    execution = {"device": "cpu", "processes": 2, "accelerate": "fsdp2", "logging_steps": 1, "save_steps": 9}
+    job = make_job(SFT, tmp_path / "staging" / "key", fine_tuned.config.model_dump(), execution, fine_tuned.inputs)
+    file = job_file(job, job.scratch / "job.json")
+    command = [
+        "tests.posttrain.fsdp_on_cpu" if part == "posttrain" else part
+        for part in command_line(SFT, file, job.execution)
+    ]
+    code, output = finish(command, {**environment(job.execution, file), "ACCELERATE_TORCH_DEVICE": "cpu"})
+    assert code == 0, output[-6000:]
+    assert logged(job, "train/loss") == pytest.approx(logged(fine_tuned, "train/loss"), abs=1e-5)
+    assert newest_whole(job.scratch / "checkpoints", "fsdp").step == 9  # type: ignore[union-attr]
+    ours, whole = (load_file(folder / "model.safetensors") for folder in (job.out, fine_tuned.out))
+    assert ours.keys() == whole.keys()
+    assert all(torch.allclose(ours[name], whole[name], atol=1e-5) for name in ours)
+    assert (job.out / "config.json").read_text() == (fine_tuned.out / "config.json").read_text()
 
 
 def test_every_shipped_file_is_one_the_tests_know() -> None:
