@@ -107,10 +107,14 @@ def environment(execution: Any, job_file: Path) -> dict[str, str]:
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # nanotron's tensor parallelism asserts it
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # four bars per training step; the trainer's own says enough
+        "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",  # between libraries, not for our user
         "PYTHONUNBUFFERED": "1",
         "WANDB_DIR": str(job_file.resolve().parent.parent.parent),  # $ACORN_HOME: staging/<key>/ does not last
         **os.environ,
     }
+    if not sys.stderr.isatty():
+        environ.setdefault("TQDM_MININTERVAL", "15")  # seconds: a log file wants a line now and then
     if execution.device == "cpu":
         environ["CUDA_VISIBLE_DEVICES"] = ""
     elif process_count(execution) == 1 and gpu_count() > 1:  # else transformers wraps the model in nn.DataParallel
