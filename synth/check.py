@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from difflib import get_close_matches
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import ValidationError, create_model
 
 from acorn.stage import Execution, Identity, Problem
 
@@ -47,8 +47,11 @@ def _check_llm(llm: dict[str, Any]) -> list[Problem]:
 def _ask_class(cls: type[Any], kind: str, arguments: dict[str, Any]) -> list[Problem]:
     """What the class says about the values; the fields that the stage fills in get stand-ins."""
     filled = {"teacher": {"problems": "train.jsonl"}, "model": {"model": "model"}, "openai": {}}[kind]
+    # The class's fields alone: a distilabel LLM that failed to validate complains again when it is deleted.
+    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in cls.model_fields.items()}
+    shape = create_model(cls.__name__, __config__=cls.model_config, **fields)
     try:
-        cls(**{**filled, **arguments})
+        shape(**{**filled, **arguments})
     except ValidationError as error:
         return [Problem(".".join(["llm", *map(str, one["loc"])]), one["msg"]) for one in error.errors()]
     return []

@@ -7,7 +7,6 @@ they die with this one. Starting and ending a pipeline costs about 0.6 s.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import logging
 import multiprocessing
@@ -37,6 +36,7 @@ from distilabel.steps.tasks import ChatGeneration
 from distilabel.utils.logging import stop_logging
 from pydantic import PrivateAttr, validate_call
 
+from synth.processes import die_with, process_kept
 from synth.shards import read_jsonl
 from synth.teacher import Message, Teacher
 
@@ -196,7 +196,7 @@ def generate(prompts: Sequence[Mapping[str, Any]], llm: Any, num_generations: in
     cache = scratch / "distilabel"
     shutil.rmtree(cache, ignore_errors=True)
     failures = _Failures()
-    with _patched(cache), _process_kept():
+    with _patched(cache), process_kept():
         with _Pipeline(name="synth", cache_dir=cache, enable_metadata=True) as pipeline:
             rows = [{"id": prompt["id"], "messages": prompt["messages"]} for prompt in prompts]
             load = LoadDataFromDicts(data=rows, batch_size=size)
@@ -213,6 +213,8 @@ def generate(prompts: Sequence[Mapping[str, Any]], llm: Any, num_generations: in
             distiset = pipeline.run(use_cache=False, logging_handlers=[failures])
         except RuntimeError as error:
             raise RuntimeError("distilabel's pipeline did not run:\n" + "\n".join(failures.messages)) from error
+        finally:
+            stop_logging()  # The pipeline does it only when it ends well.
         failures.check()
         answered = distiset["default"]["train"].to_list()
     shutil.rmtree(cache)
@@ -336,52 +338,3 @@ def _leashed(parent: int, born: Any, init_worker: Any, *arguments: Any) -> None:
         born.value += 1
         if born.value > STEPS:
             os.kill(parent, signal.SIGUSR1)
-
-
-def die_with(parent: int) -> None:
-    """End this process when `parent` ends, in whatever way. Linux: by the kernel; elsewhere: looked up each second."""
-    if sys.platform == "linux":
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG, prctl(2)
-        if ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, signal.SIGKILL) != 0:
-            raise OSError(ctypes.get_errno(), "prctl(PR_SET_PDEATHSIG) failed")
-    else:
-        threading.Thread(target=_watch, args=(parent,), daemon=True).start()
-    if os.getppid() != parent:  # It died before we asked.
-        os._exit(1)
-
-
-def _watch(parent: int) -> None:
-    while os.getppid() == parent:
-        time.sleep(1)
-    os._exit(1)
-
-
-def _step_died(*_: Any) -> None:
-    raise ChildProcessError(
-        "a process of distilabel's pipeline died without a word, most likely killed for lack of memory: lower "
-        "`batch_size` or `max_new_tokens`. Finished shards are kept"
-    )
-
-
-@contextmanager
-def _process_kept() -> Iterator[None]:
-    """Undo what a pipeline does to its process.
-
-    It clears the root logger's handlers and leaves one on a closed queue, and it leaves its own handler of Ctrl-C.
-    """
-    interrupt, died = signal.getsignal(signal.SIGINT), signal.signal(signal.SIGUSR1, _step_died)
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    quiet = "DISTILABEL_LOG_LEVEL" not in os.environ
-    if quiet:
-        os.environ["DISTILABEL_LOG_LEVEL"] = "WARNING"
-    try:
-        yield
-    finally:
-        stop_logging()  # Done by the pipeline only when it ends well.
-        if quiet:
-            del os.environ["DISTILABEL_LOG_LEVEL"]
-        signal.signal(signal.SIGINT, interrupt)
-        signal.signal(signal.SIGUSR1, died)
-        root.handlers[:] = handlers
-        root.setLevel(level)

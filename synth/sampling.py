@@ -46,37 +46,43 @@ def sample(
     """One sample for each of `prompts`, drawn from the stream of the seed beside it.
 
     Prompts are sorted by length, so that a batch carries little padding. Both the tokenizer's `eos` and the model's
-    end tokens end a sample. Raises ValueError if a prompt leaves no room for `max_new_tokens`.
+    end tokens end a sample; one that reaches the model's last position is cut there, unfinished. Raises ValueError if
+    no prompt leaves room for a token.
     """
     ids = [tokenizer(prompt, add_special_tokens=False)["input_ids"] for prompt in prompts]
-    _check_room(model, max(map(len, ids), default=0), settings.max_new_tokens)
-    order = sorted(range(len(ids)), key=lambda index: (len(ids[index]), index))
+    limits = _limits(model, ids, settings.max_new_tokens)
+    # Longest prompts first: if memory is short, it shows at once.
+    order = sorted((i for i in range(len(ids)) if limits[i] > 0), key=lambda i: (-len(ids[i]), i))
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    samples: dict[int, Sample] = {}
+    samples = [Sample("", 0, False)] * len(ids)
     for batch in tqdm(batches, desc="generate", unit="batch", disable=len(batches) < 2):
-        drawn = _sample_batch(model, tokenizer, [ids[i] for i in batch], [seeds[i] for i in batch], settings)
-        samples.update(zip(batch, drawn, strict=True))
-    return [samples[index] for index in range(len(ids))]
+        rows = _generate(model, tokenizer, [ids[i] for i in batch], [seeds[i] for i in batch], settings)
+        for index, row in zip(batch, rows, strict=True):
+            samples[index] = _read(tokenizer, row[: limits[index]], _end_tokens(model, tokenizer))
+    return samples
 
 
-def _check_room(model: Any, longest: int, max_new_tokens: int) -> None:
-    limit = getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and longest + max_new_tokens > limit:
-        raise ValueError(
-            f"the longest prompt has {longest} tokens; with max_new_tokens={max_new_tokens} that is more than the "
-            f"model's {limit} positions: set max_new_tokens to at most {limit - longest}"
-        )
+def _limits(model: Any, ids: list[list[int]], max_new_tokens: int) -> list[int]:
+    """New tokens that each prompt has room for; 0 or less: none."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions is None:
+        return [max_new_tokens] * len(ids)
+    limits = [min(max_new_tokens, positions - len(row)) for row in ids]
+    if limits and max(limits) < 1:
+        shortest = min(map(len, ids))
+        raise ValueError(f"the shortest prompt has {shortest} tokens, the model only {positions} positions")
+    return limits
 
 
 @torch.inference_mode()
-def _sample_batch(
+def _generate(
     model: Any, tokenizer: Any, ids: list[list[int]], seeds: list[int], settings: Sampling
-) -> list[Sample]:
+) -> list[list[int]]:
+    """New tokens for each of a batch of prompts, padded behind the end."""
     width = max(map(len, ids))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     input_BT = torch.tensor([[pad] * (width - len(row)) + row for row in ids], device=model.device)
     mask_BT = torch.tensor([[0] * (width - len(row)) + [1] * len(row) for row in ids], device=model.device)
-    ends = _end_tokens(model, tokenizer)
     output_BT = model.generate(
         input_ids=input_BT,
         attention_mask=mask_BT,
@@ -88,9 +94,10 @@ def _sample_batch(
         top_k=None,
         logits_processor=_processors(settings, seeds),
         pad_token_id=pad,
-        eos_token_id=sorted(ends),
+        eos_token_id=sorted(_end_tokens(model, tokenizer)),
     )
-    return [_read(tokenizer, row, ends) for row in output_BT[:, width:].tolist()]
+    rows: list[list[int]] = output_BT[:, width:].tolist()
+    return rows
 
 
 def _end_tokens(model: Any, tokenizer: Any) -> set[int]:

@@ -6,8 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from synth.preference_pairs import make_pair
+from synth.sampling import Sampling, sample
 from synth.stage import PREFERENCE_PAIRS
 from synth.verify import score
 from tests.jobs import make_job, run_here
@@ -59,6 +61,21 @@ def test_without_a_right_sample_the_reference_is_chosen_or_the_prompt_is_rejecte
     assert pair["source"] == "reference"
     assert make_pair(PROBLEM, samples, reference_fallback=False)["reason"] == "none_right"
     assert make_pair(PROBLEM, _samples(RIGHT, RIGHT), reference_fallback=True)["reason"] == "same_score"
+
+
+def test_a_sample_ends_at_the_last_position_of_the_model(tiny_model: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    prompts = ["Ida has 3 apples. ", "Ida has 3 apples and 4 books and 5 coins and 6 shells at home. "]
+    short, long = (len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    model.config.max_position_embeddings = short + 3
+    settings = Sampling(8, 1.0, 1.0, 1.0, 0, True)
+    first, second = sample(model, tokenizer, prompts, [1, 2], settings, batch_size=2)
+    assert (first.tokens, first.finished) == (3, False)
+    assert (second.tokens, second.finished) == (0, False)
+    model.config.max_position_embeddings = long + 8
+    whole = sample(model, tokenizer, prompts, [1, 2], settings, batch_size=1)
+    assert whole[0].tokens == 8
+    assert whole[0].text.startswith(first.text)
 
 
 def test_sampling_depends_on_the_seed_and_neither_on_batches_nor_on_shards(
