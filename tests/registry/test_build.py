@@ -318,6 +318,19 @@ def second_build(registry: Registry, waiting: Path) -> None:
         build.publish()
 
 
+def test_a_key_stays_locked_while_a_child_of_a_failed_builder_lives(registry: Registry) -> None:
+    with pytest.raises(ZeroDivisionError), registry.build(spec("a")) as build:
+        child = subprocess.Popen(
+            [sys.executable, "-S", "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[build.lock_fd]
+        )
+        _ = 1 / 0
+    try:
+        assert registry.locks.held() == {build.key}
+    finally:
+        child.communicate(b"\n")
+    assert registry.locks.held() == set()
+
+
 def test_a_published_key_is_free_even_if_a_child_lingers(registry: Registry) -> None:
     with registry.build(spec("a")) as build:
         child = subprocess.Popen(

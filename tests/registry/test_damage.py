@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,18 @@ def test_damage_right_after_publication_is_found(registry: Registry) -> None:
         flip_bit(made.path / "f")
         with pytest.raises(DamagedArtifact):
             registry.find(made.key)
+
+
+def test_a_verification_is_remembered_only_once_the_files_were_left_alone(registry: Registry) -> None:
+    made = make(registry, "a")
+    soon = time.time() + 60  # as if written this very moment, however slow the test
+    os.utime(made.path / "weights.bin", (soon, soon))
+    registry.find(made.key)
+    assert registry.index.verified(made.key) is None
+    os.utime(made.path / "weights.bin", (0, 0))
+    settle()
+    registry.find(made.key)
+    assert registry.index.verified(made.key) is not None
 
 
 def test_every_single_bit_of_a_manifest_counts(registry: Registry) -> None:

@@ -77,6 +77,7 @@ def test_a_full_disk_stops_tagging_but_not_reading(small_disk: Path) -> None:
     with pytest.raises(DiskFull):
         fresh.tag("old" + "r" * 50, made.key)
     assert fresh.refs() == {"old": made.key}
+    assert [path.name for path in fresh.refs_folder.iterdir()] == ["old.json"]
 
 
 def test_a_pull_onto_a_full_disk_publishes_nothing(small_disk: Path, tmp_path: Path) -> None:

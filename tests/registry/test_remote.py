@@ -231,6 +231,25 @@ def test_an_interrupted_pull_fetches_only_what_is_missing(
     assert there.pull("run/model", str(remote)).digest == model.digest
 
 
+@pytest.mark.parametrize("lineage", [False, True])
+def test_gc_during_a_pull_removes_nothing_of_what_arrives(
+    here: Registry, there: Registry, remote: Path, model: Artifact, monkeypatch: pytest.MonkeyPatch, lineage: bool
+) -> None:
+    here.push("run/model", str(remote), lineage=True)
+    fetch = remote_module._fetch_file
+    collected: list[list[str]] = []
+
+    def fetch_amid_gc(*arguments: Any) -> None:
+        collected.append(there.gc(min_age_seconds=0))
+        fetch(*arguments)
+
+    monkeypatch.setattr(remote_module, "_fetch_file", fetch_amid_gc)
+    there.pull("run/model", str(remote), lineage=lineage)
+    assert collected and not any(collected)
+    assert there.lineage("run/model") == here.lineage("run/model")
+    assert len(there.keys()) == (3 if lineage else 1)
+
+
 def test_an_unfinished_push_is_not_mistaken_for_an_artifact(
     here: Registry, there: Registry, remote: Path, model: Artifact
 ) -> None:
