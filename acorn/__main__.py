@@ -91,6 +91,9 @@ def _artifacts(target: argparse.ArgumentParser) -> None:
         remote = actions.add_parser(name, help=text)
         remote.add_argument("name")
         remote.add_argument("url", help="any fsspec URL: s3://..., gs://..., hf://..., a folder")
+        remote.add_argument("--lineage", action="store_true", help="its ancestors' data too, not their manifests alone")
+        if name == "push":
+            remote.add_argument("--force", action="store_true", help="upload also what seems to be there")
 
 
 def stage_main(package: str) -> None:

@@ -38,7 +38,9 @@ def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
         console.print(f"[red]error:[/] {error}", soft_wrap=True)
     except KeyboardInterrupt as stopped:
         again = f" The same command goes on from here: acorn {options.command} {getattr(options, 'recipe', '')}"
-        console.print(f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept.{again}", soft_wrap=True)
+        console.print(
+            f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept.{again}", soft_wrap=True
+        )
         return 143 if isinstance(stopped, Terminated) else 130
     return 1
 
@@ -123,14 +125,14 @@ def artifacts(options: Namespace) -> int:
             removed = registry.gc(min_age_seconds=options.min_age_hours * 3600, dry_run=options.dry_run)
             out.print(f"{'would remove' if options.dry_run else 'removed'} {len(removed)}: {' '.join(removed)}")
         case "push":
-            registry.push(options.name, options.url)
+            registry.push(options.name, options.url, lineage=options.lineage, force=options.force)
         case "pull":
-            out.print(registry.pull(options.name, options.url).key)
+            out.print(registry.pull(options.name, options.url, lineage=options.lineage).key)
     return 0
 
 
 def _verify(registry: Registry, names: list[str], out: Console) -> int:
-    damages = registry.verify([registry.get(name).key for name in names] or None)
+    damages = registry.verify(names or None)
     for damage in damages:
         out.print(f"[red]damaged:[/] {damage}", soft_wrap=True)
     out.print(f"{len(damages)} damaged" if damages else "all artifacts are whole")

@@ -67,9 +67,8 @@ def artifacts(manifests: Sequence[Any], refs: Mapping[str, str]) -> RenderableTy
     for column in ("key", "kind", "stage", "created", "size", "names"):
         table.add_column(column, overflow="fold")
     for manifest in manifests:
-        size = sum(entry["size"] for entry in manifest.files.values())
         table.add_row(
-            *(manifest.key[:12], manifest.kind, manifest.stage, manifest.created, f"{size / 1e6:,.2f} MB"),
+            *(manifest.key[:12], manifest.kind, manifest.stage, manifest.created, f"{manifest.size / 1e6:,.2f} MB"),
             "\n".join(names.get(manifest.key, [])),
         )
     return table

@@ -1,0 +1,88 @@
+"""The `acorn artifacts` commands and `doctor`, as a person types them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from acorn.__main__ import main
+from tests.acorn.test_recipe import GOOD, write
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A registry with one corpus and one more of another seed."""
+    folder = tmp_path_factory.mktemp("commands")
+    path = write(folder, GOOD)
+    for seed in (0, 1):
+        run = ["--home", str(folder / "home"), "run", str(path), "--only", "corpus"]
+        assert main([*run, "--set", f"corpus.seed={seed}", "--set", f"name=seed{seed}"]) == 0
+    return folder / "home"
+
+
+def say(capsys: pytest.CaptureFixture[str], home: Path, *arguments: str, code: int = 0) -> str:
+    assert main(["--home", str(home), "artifacts", *arguments]) == code
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def test_ls_lineage_and_show_tell_what_is_there(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    listing = say(capsys, home, "ls")
+    assert "seed0/corpus" in listing and "problems" in listing
+    assert "problems" in say(capsys, home, "lineage", "seed0/corpus")
+    assert json.loads(say(capsys, home, "show", "seed0/corpus"))["kind"] == "corpus"
+
+
+def test_diff_names_the_field(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    assert json.loads(say(capsys, home, "diff", "seed0/corpus", "seed1/corpus"))["config.seed"] == [0, 1]
+
+
+def test_push_and_pull_move_an_artifact_between_registries(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path
+) -> None:
+    remote = (tmp_path / "remote").as_uri()
+    say(capsys, home, "push", "seed0/corpus", remote)
+    key = say(capsys, tmp_path / "other", "pull", "seed0/corpus", remote).strip()
+    assert json.loads(say(capsys, home, "show", "seed0/corpus"))["key"] == key
+    assert "all artifacts are whole" in say(capsys, tmp_path / "other", "verify")
+
+
+def test_verify_names_the_damaged_file_and_fails(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path
+) -> None:
+    remote = (tmp_path / "remote").as_uri()
+    say(capsys, home, "push", "seed0/corpus", remote)
+    other = tmp_path / "other"
+    key = say(capsys, other, "pull", "seed0/corpus", remote).strip()
+    damaged = other / "artifacts" / key / "stats.json"
+    damaged.chmod(0o644)
+    damaged.write_bytes(bytes([damaged.read_bytes()[0] ^ 1]) + damaged.read_bytes()[1:])
+    assert "stats.json" in say(capsys, other, "verify", "seed0/corpus", code=1)
+
+
+def test_tags_keep_artifacts_and_gc_removes_the_rest(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path
+) -> None:
+    remote = (tmp_path / "remote").as_uri()
+    say(capsys, home, "push", "seed0/corpus", remote)
+    other = tmp_path / "other"
+    say(capsys, other, "pull", "seed0/corpus", remote)
+    assert "removed 0" in say(capsys, other, "gc", "--min-age-hours", "0")
+    say(capsys, other, "tag", "kept", "seed0/corpus")
+    say(capsys, other, "untag", "seed0/corpus")
+    assert "removed 0" in say(capsys, other, "gc", "--min-age-hours", "0")
+    say(capsys, other, "untag", "kept")
+    assert "removed 1" in say(capsys, other, "gc", "--min-age-hours", "0")
+
+
+def test_an_unknown_name_is_a_sentence_not_a_traceback(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    said = say(capsys, home, "show", "seed0/corpse", code=1)
+    assert "seed0/corpus" in said and "Traceback" not in said
+
+
+def test_doctor_lists_the_machine_and_the_libraries(capsys: pytest.CaptureFixture[str], home: Path) -> None:
+    assert main(["--home", str(home), "doctor"]) == 0
+    said = capsys.readouterr().out
+    assert "nanotron" in said and "cores" in said
