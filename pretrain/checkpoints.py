@@ -59,7 +59,7 @@ class CheckpointFolder:
 
     def newest(self) -> tuple[Checkpoint | None, list[str]]:
         """The newest checkpoint that is whole, and what was wrong with the newer ones."""
-        complaints = []
+        complaints: list[str] = []
         for step, folder in self._numbered():
             wrong = _damage(folder)
             if wrong is None:

@@ -15,7 +15,6 @@ bytes.
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from acorn.tokenizers import copy_tokenizer
 from pretrain.arguments import ROPE_THETA
 from pretrain.config import PretrainConfig
 
@@ -41,9 +41,7 @@ def convert(checkpoint: Path, config: PretrainConfig, tokenizer: Path, out: Path
     ids = special_ids(tokenizer)
     _write_json(out / "config.json", hugging_face_config(model, config, ids))
     _write_json(out / "generation_config.json", {"_from_model_config": False, **ids})
-    for path in sorted(tokenizer.iterdir()):
-        if path.is_file():
-            shutil.copyfile(path, out / path.name)
+    copy_tokenizer(tokenizer, out)
 
 
 def hugging_face_config(model: dict[str, Any], config: PretrainConfig, ids: dict[str, Any]) -> dict[str, Any]:
@@ -91,9 +89,8 @@ def hugging_face_tensors(shards: Path, model: dict[str, Any]) -> dict[str, Tenso
         tensors["lm_head.weight"] = read_tensor(shards / "model/lm_head/pp_block")
     for layer in range(model["num_hidden_layers"]):
         block, name = shards / f"model/decoder/{layer}/pp_block", f"model.layers.{layer}"
-        query, key, value = read_tensor(block / "attn/qkv_proj").split(
-            [heads * head_dim, key_value_heads * head_dim, key_value_heads * head_dim]
-        )
+        sizes = [heads * head_dim, key_value_heads * head_dim, key_value_heads * head_dim]
+        query, key, value = torch.split(read_tensor(block / "attn/qkv_proj"), sizes)
         gate, up = read_tensor(block / "mlp/gate_up_proj").chunk(2)
         tensors |= {
             f"{name}.input_layernorm.weight": read_tensor(block / "input_layernorm"),
@@ -118,12 +115,13 @@ def read_tensor(folder: Path) -> Tensor:
     """The weight stored in `folder`, put together from one file per tensor-parallel process."""
     files = sorted(folder.glob("model_weight*.safetensors"))
     if not files:
-        raise ValueError(f"no weight in {folder}: not a nanotron {'checkpoint of this model'}")
+        raise ValueError(f"no weight in {folder}: not a checkpoint of this model")
     whole: Tensor | None = None
     covered = 0
     for file in files:
         with safe_open(file, framework="pt") as handle:
-            facts, data = handle.metadata() or {}, handle.get_tensor("data")
+            facts: dict[str, str] = handle.metadata() or {}
+            data: Tensor = handle.get_tensor("data")
         if "unsharded_shape" not in facts:
             return data
         shape = _integers(facts["unsharded_shape"].strip("()"))

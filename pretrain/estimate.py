@@ -11,7 +11,7 @@ from pretrain.config import PretrainConfig
 
 
 def estimate(identity: PretrainConfig, tokenizer_vocab_size: int | None = None) -> dict[str, int]:
-    """`{"parameters", "tokens", "flops"}` of the whole run; embedding and head are left out while the vocabulary is unknown."""
+    """`{"parameters", "tokens", "flops"}` of the whole run; embedding and head count once the vocabulary is known."""
     model, vocabulary = identity.model, tokenizer_vocab_size or 0
     width, layers, inner = model["hidden_size"], model["num_hidden_layers"], model["intermediate_size"]
     heads = model["num_attention_heads"]

@@ -12,20 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from acorn.stage import Job
+from acorn.tokenizers import TOKENIZER_FILES, copy_tokenizer
 from pretrain.convert import special_ids
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TEMPLATE = "chat_template.jinja"
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    TEMPLATE,
-)
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -36,9 +28,7 @@ def run(job: Job) -> dict[str, float]:
     out = job.out
     parameters = _copy_weights(source, out)
     shutil.copyfile(source / "config.json", out / "config.json")
-    for name in TOKENIZER_FILES:
-        if (source / name).exists():
-            shutil.copyfile(source / name, out / name)
+    copy_tokenizer(source, out)
     _separate_template(out)
     if (source / "generation_config.json").exists():
         shutil.copyfile(source / "generation_config.json", out / "generation_config.json")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,7 +96,7 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
 
     def post_init(self) -> None:
         optimizer = self.optimizer.get_base_optimizer()
-        # Resuming restores the scheduler after it has set the groups' rate for step 0: the first step would run on that.
+        # On resume the scheduler sets the groups' rate for step 0 before it is restored: one step would run on that.
         for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
         optimizer.register_step_pre_hook(self._before_update)
@@ -259,9 +260,10 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
 
 
 def quieten() -> None:
-    """Drop nanotron's progress bars over the tensors of each checkpoint."""
+    """Drop nanotron's progress bars over the tensors of each checkpoint, and torch's advice to its authors."""
 
     def plain(items: Iterable[Any], **_: Any) -> Iterable[Any]:
         return items
 
     nanotron_weights.tqdm = plain
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.*deprecated", category=FutureWarning)

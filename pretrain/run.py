@@ -93,7 +93,7 @@ def _train(
 
 
 def refuse_uneven_shards(config: PretrainConfig, split: Split, vocab_size: int) -> None:
-    """Raises ValueError if tensor parallelism does not divide the vocabulary, which nanotron would pad with dead rows."""
+    """Raises ValueError if tp does not divide the vocabulary, which nanotron would pad with dead rows."""
     if vocab_size % split.tp:
         raise ValueError(
             f"the tokenizer's {vocab_size} entries cannot be split over tp {split.tp}; nearest sizes that can: "
@@ -141,7 +141,7 @@ def process_group(device: str) -> Iterator[None]:
     os.environ.update(environment)
     if device == "cuda":
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    store: dict[str, Any] = {"store": distributed.HashStore(), "rank": 0, "world_size": 1} if alone else {}
+    store: dict[str, Any] = {"store": distributed.HashStore(), "rank": 0, "world_size": 1} if alone else {}  # type: ignore[attr-defined]
     distributed.init_process_group("nccl" if device == "cuda" else "gloo", timeout=timedelta(minutes=30), **store)
     try:
         yield

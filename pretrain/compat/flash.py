@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F  # noqa: N812
+from torch.nn import functional as F
 
 
 def flash_attn_varlen_func(
@@ -38,7 +38,7 @@ def flash_attn_varlen_func(
             f"without flash-attn all sequences must have one length: {q.shape[0]} tokens are not "
             f"{batch} sequences of {max_seqlen_q} (window {window_size})"
         )
-    query, key, value = (x.unflatten(0, (batch, -1)).transpose(1, 2) for x in (q, k, v))
+    query, key, value = (x.view(batch, -1, *x.shape[1:]).transpose(1, 2) for x in (q, k, v))
     out = F.scaled_dot_product_attention(
         query,
         key,
@@ -70,7 +70,7 @@ class RotaryEmbedding(nn.Module):
         self._angles: Tensor | None = None
 
     def _angles_SD(self, length: int, device: torch.device) -> Tensor:
-        """Unit complex numbers (length, 1, dim / 2); kept outside of the module's buffers, which nanotron would cast."""
+        """Unit complex numbers (length, 1, dim / 2); no buffer, or nanotron would cast it."""
         if self._angles is None or self._angles.shape[0] < length or self._angles.device != device:
             inverse = 1.0 / self.base ** (torch.arange(0, self.dim, 2, device=device, dtype=torch.float32) / self.dim)
             angles = torch.outer(torch.arange(length, device=device, dtype=torch.float32), inverse)
@@ -84,7 +84,7 @@ class RotaryEmbedding(nn.Module):
 
 
 def _rotate(x: Tensor, angles: Tensor) -> Tensor:
-    pairs = torch.view_as_complex(x.float().unflatten(-1, (-1, 2)))
+    pairs = torch.view_as_complex(x.float().view(*x.shape[:-1], -1, 2))
     return torch.view_as_real(pairs * angles).flatten(-2).type_as(x)
 
 

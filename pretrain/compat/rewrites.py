@@ -87,31 +87,56 @@ REWRITES: tuple[Rewrite, ...] = (
         "the other half of the rule above",
     ),
     # --- without flash-attn -----------------------------------------------------------------------------------------
-    Rewrite("nanotron.nn.layer_norm", "flash_attn.ops.triton.layer_norm", "pretrain.compat.flash", 1, "no_flash", _STAND_INS),
-    Rewrite("nanotron.models.llama", "from flash_attn.layers.rotary", "from pretrain.compat.flash", 1, "no_flash", _STAND_INS),
+    Rewrite(
+        "nanotron.nn.layer_norm", "flash_attn.ops.triton.layer_norm", "pretrain.compat.flash", 1, "no_flash", _STAND_INS
+    ),
+    Rewrite(
+        "nanotron.models.llama",
+        "from flash_attn.layers.rotary",
+        "from pretrain.compat.flash",
+        1,
+        "no_flash",
+        _STAND_INS,
+    ),
     *(
         rule
         for module in ("nanotron.models.llama", "nanotron.models.starcoder2")
         for rule in (
             Rewrite(module, "from flash_attn import bert_padding", "bert_padding = None", 1, "no_flash", _STAND_INS),
-            Rewrite(module, "from flash_attn.flash_attn_interface", "from pretrain.compat.flash", 1, "no_flash", _STAND_INS),
+            Rewrite(
+                module, "from flash_attn.flash_attn_interface", "from pretrain.compat.flash", 1, "no_flash", _STAND_INS
+            ),
         )
     ),
     # --- on a CPU ---------------------------------------------------------------------------------------------------
-    Rewrite("nanotron.parallel.context", "torch.cuda.set_device(torch.cuda.device(device_id))", "pass", 1, "cpu", _DEVICE),
+    Rewrite(
+        "nanotron.parallel.context", "torch.cuda.set_device(torch.cuda.device(device_id))", "pass", 1, "cpu", _DEVICE
+    ),
     Rewrite("nanotron.logging", "torch.cuda.reset_peak_memory_stats()", "pass", 1, "cpu", _DEVICE),
     Rewrite("nanotron.trainer", 'device="cuda"', 'device="cpu"', 2, "cpu", _DEVICE),
-    Rewrite("nanotron.models.base", 'device: Optional[torch.device] = torch.device("cuda")', 'device: Optional[torch.device] = torch.device("cpu")', 1, "cpu", _DEVICE),
+    Rewrite(
+        "nanotron.models.base",
+        'device: Optional[torch.device] = torch.device("cuda")',
+        'device: Optional[torch.device] = torch.device("cpu")',
+        1,
+        "cpu",
+        _DEVICE,
+    ),
     Rewrite("nanotron.models.llama", '"cuda"', '"cpu"', 5, "cpu", _DEVICE),
     Rewrite("nanotron.random", 'device=torch.device("cuda")', 'device=torch.device("cpu")', 1, "cpu", _DEVICE),
     Rewrite("nanotron.dataloader", 'v.to("cuda"', 'v.to("cpu"', 1, "cpu", _DEVICE),
     Rewrite("nanotron.sanity_checks", 'tensor.to("cuda")', 'tensor.to("cpu")', 1, "cpu", _DEVICE),
     Rewrite("nanotron.serialize.main", 'tensor.to("cuda")', 'tensor.to("cpu")', 1, "cpu", _DEVICE),
-    Rewrite("nanotron.serialize.optimizer", 'device="cuda"', 'device="cpu"', 2, "cpu", _DEVICE),
-    Rewrite("nanotron.optim.clip_grads", 'torch.device("cuda")', 'torch.device("cpu")', 2, "cpu", _DEVICE),
     Rewrite("nanotron.optim.gradient_accumulator", 'device="cuda"', 'device="cpu"', 2, "cpu", _DEVICE),
-    Rewrite("nanotron.optim.zero", 'device="cuda"', 'device="cpu"', 1, "cpu", _DEVICE),
-)  # fmt: skip
+    Rewrite(
+        "nanotron.optim.gradient_accumulator",
+        "# we shouldn't wait for this future for the rest of the backward",
+        "accumulator.fp32_grads_allreduce_handle.wait()",
+        1,
+        "cpu",
+        "only the last bucket's all-reduce is waited for, which on one CUDA stream means all, but not with gloo",
+    ),
+)
 
 
 class _Loader(SourceFileLoader):
@@ -127,8 +152,8 @@ class _Loader(SourceFileLoader):
             found = source.count(rule.old)
             if found != rule.count:
                 raise ImportError(
-                    f"{fullname}: expected {rule.old!r} {rule.count} times, found it {found} times; these patches are "
-                    f"for nanotron {NANOTRON_VERSION} from PyPI: reinstall it (pip install nanotron=={NANOTRON_VERSION})"
+                    f"{fullname}: expected {rule.old!r} {rule.count} times, found it {found} times; these patches "
+                    f"are for the release on PyPI: pip install --force-reinstall nanotron=={NANOTRON_VERSION}"
                 )
             source = source.replace(rule.old, rule.new)
         return compile(source, self.path, "exec", dont_inherit=True)
@@ -137,13 +162,13 @@ class _Loader(SourceFileLoader):
 class Rewriter(importlib.abc.MetaPathFinder):
     """Finds the modules that have rules; leaves every other import alone."""
 
-    def __init__(self, device: str, flash: bool, without: frozenset[str] = frozenset()) -> None:
-        """`without`: modules whose rules are left out (tests show with it that the rules are needed)."""
+    def __init__(self, device: str, flash: bool, without: frozenset[Rewrite] = frozenset()) -> None:
+        """`without`: rules to leave out (tests show with it that each is needed)."""
         self.choice = (device, flash)
         active = {"always"} | ({"cpu"} if device == "cpu" else set()) | (set() if flash else {"no_flash"})
         self._rules: dict[str, list[Rewrite]] = {}
         for rule in REWRITES:
-            if rule.when in active and rule.module not in without:
+            if rule.when in active and rule not in without:
                 self._rules.setdefault(rule.module, []).append(rule)
 
     def find_spec(
@@ -163,10 +188,10 @@ def uses_flash_attention(device: str, dtype: str) -> bool:
     return device == "cuda" and dtype == "bfloat16" and importlib.util.find_spec("flash_attn") is not None
 
 
-def install(device: str, flash: bool, without: frozenset[str] = frozenset()) -> None:
+def install(device: str, flash: bool, without: frozenset[Rewrite] = frozenset()) -> None:
     """Make `import nanotron` give a nanotron that trains on `device`; call it before nanotron is imported.
 
-    Raises RuntimeError if nanotron was imported unpatched before or for another choice, ImportError for another release.
+    Raises RuntimeError if nanotron was imported unpatched or for another choice, ImportError for another release.
     """
     # Megatron-style overlap relies on kernels starting in the order they were queued; nanotron asserts it.
     os.environ.setdefault("CUDA_DEVICE_MAX_CONNECTIONS", "1")
