@@ -70,10 +70,11 @@ def stop_group(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -
 def command_line(stage: Stage, job_file: Path, execution: Any) -> list[str]:
     """The command that starts every process of the step on this node."""
     target = ["-m", stage.package, "--job", str(job_file)]
-    if stage.launcher == "torchrun":
+    # One process needs no launcher: both would import torch for about 4 s and then start the same command.
+    many = process_count(execution) * getattr(execution, "nodes", 1) > 1
+    if stage.launcher == "torchrun" and many:
         return [sys.executable, "-m", "torch.distributed.run", *_torchrun_arguments(execution), *target]
-    # One process needs no launcher: `accelerate launch` would import torch for 5 s and then start the same command.
-    if stage.launcher == "accelerate" and (execution.accelerate or process_count(execution) * execution.nodes > 1):
+    if stage.launcher == "accelerate" and (many or execution.accelerate):
         return [sys.executable, "-m", "accelerate.commands.launch", *_accelerate_arguments(execution), *target]
     return [sys.executable, *target]
 
@@ -110,7 +111,7 @@ def environment(execution: Any, job_file: Path) -> dict[str, str]:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # four bars per training step; the trainer's own says enough
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",  # between libraries, not for our user
         "PYTHONUNBUFFERED": "1",
-        "WANDB_DIR": str(job_file.resolve().parent.parent.parent),  # $ACORN_HOME: staging/<key>/ does not last
+        "WANDB_DIR": str(job_file.resolve().parents[3]),  # $ACORN_HOME, for staging/<key>/scratch/ does not last
         **os.environ,
     }
     if not sys.stderr.isatty():
