@@ -98,12 +98,12 @@ def _artifacts(target: argparse.ArgumentParser) -> None:
 
 def stage_main(package: str) -> None:
     """`python -m <package> RECIPE [--step NAME]`, and `--job FILE` for the processes that a launcher starts."""
-    if len(sys.argv) == 3 and sys.argv[1] == "--job":
+    if sys.argv[1:2] == ["--job"]:
         from pathlib import Path
 
         from acorn.worker import work
 
-        work(Path(sys.argv[2]))
+        work(Path(sys.argv[2]), warm=sys.argv[4] if sys.argv[3:4] == ["--warm"] else None)
         return
     options = argparse.ArgumentParser(prog=f"python -m {package}", description=STAGE_COMMANDS[package])
     options.add_argument("--home", help="the artifact registry (default: $ACORN_HOME, else ./.acorn)")

@@ -1,9 +1,8 @@
 """Starts the processes of one step and sees to it that none outlives us.
 
 `python`, `torchrun` and `accelerate launch` all start the same thing: `python -m <package> --job FILE`, once per
-process. A step's processes form a session of their own, so Ctrl-C reaches them through us, in order; if we are killed
-outright they notice by themselves (`acorn.worker`), and the registry's lock, whose descriptor they share, is not free
-until the launcher is gone too.
+process. A step's processes form a session of their own, so Ctrl-C reaches them through us, in order. If we are killed
+outright they notice by themselves (`acorn.worker`), and the next attempt at the step waits for the last of them.
 """
 
 from __future__ import annotations
@@ -24,29 +23,78 @@ from acorn.stage import Launched, Stage
 
 CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "accelerate"
 GRACE_SECONDS = 5.0
+STALE_SECONDS = 120.0
+
+Ahead = tuple[Stage, str, Any] | None
 
 
 class StepFailed(Exception):
     """The step's processes ended with an error; what they printed says why."""
 
 
-def launch(stage: Stage, job_file: Path, execution: Any, lock_fd: int | None = None) -> None:
-    """Run the step and wait for it. Raises StepFailed, or KeyboardInterrupt once the children are gone."""
-    command = command_line(stage, job_file, execution)
-    process = subprocess.Popen(
-        command,
-        env=environment(execution, job_file),
-        start_new_session=True,
-        preexec_fn=kill_when_parent_dies,
-        pass_fds=() if lock_fd is None else (lock_fd,),
-    )
-    try:
-        code = process.wait()
-    except BaseException:
-        stop_group(process)
-        raise
-    if code != 0:
-        raise StepFailed(f"{stage.name}: `{' '.join(command)}` ended with exit code {code}")
+class Processes:
+    """Starts the processes of one step after another, and those of the next step early where that saves time.
+
+    Importing a stage's library takes 2 to 10 s, half of a small recipe's time: while one step runs, a worker of the
+    next imports ahead (`Stage.warm`) and waits for its job. One that has waited longer than `STALE_SECONDS` is dropped
+    for a fresh one: source code may have changed since. Steps that need a launcher are not started early.
+    """
+
+    def __init__(self, home: Path) -> None:
+        self._jobs = home / "jobs"
+        self._warm: tuple[str, subprocess.Popen[bytes], Path, float] | None = None
+
+    def run(self, stage: Stage, step: str, execution: Any, description: dict[str, Any], ahead: Ahead = None) -> None:
+        """Run a step to its end. Raises StepFailed, or KeyboardInterrupt once the children are gone.
+
+        `ahead`: (stage, step, execution) of the step that will probably come next.
+        """
+        process, job_file = self._take(step) or self._start(stage, step, execution)
+        try:
+            write_job(job_file, description)
+            if ahead is not None:
+                self._prepare(*ahead)
+            code = process.wait()
+        except BaseException:
+            stop_group(process)
+            raise
+        finally:
+            job_file.unlink(missing_ok=True)
+        if code != 0:
+            raise StepFailed(f"step '{step}' ended with exit code {code}; what it printed above says why")
+
+    def close(self) -> None:
+        """End a worker that was started early and is not needed."""
+        if self._warm is not None:
+            stop_group(self._warm[1], grace=0.0)
+            self._warm = None
+
+    def _prepare(self, stage: Stage, step: str, execution: Any) -> None:
+        if stage.warm and not needs_launcher(stage, execution):
+            process, job_file = self._start(stage, step, execution, "--warm", stage.name)
+            self._warm = (step, process, job_file, time.monotonic())
+
+    def _take(self, step: str) -> tuple[subprocess.Popen[bytes], Path] | None:
+        """The warm worker, if it is for `step`, alive and fresh."""
+        if self._warm is None:
+            return None
+        name, process, job_file, started = self._warm
+        if name == step and process.poll() is None and time.monotonic() - started < STALE_SECONDS:
+            self._warm = None
+            return process, job_file
+        self.close()
+        return None
+
+    def _start(self, stage: Stage, step: str, execution: Any, *extra: str) -> tuple[subprocess.Popen[bytes], Path]:
+        self._jobs.mkdir(parents=True, exist_ok=True)
+        job_file = self._jobs / f"{os.getpid()}-{step}.json"
+        process = subprocess.Popen(
+            [*command_line(stage, job_file, execution), *extra],
+            env=environment(execution, self._jobs.parent),
+            start_new_session=True,
+            preexec_fn=kill_when_parent_dies,
+        )
+        return process, job_file
 
 
 def kill_when_parent_dies() -> None:
@@ -70,13 +118,17 @@ def stop_group(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -
 def command_line(stage: Stage, job_file: Path, execution: Any) -> list[str]:
     """The command that starts every process of the step on this node."""
     target = ["-m", stage.package, "--job", str(job_file)]
-    # One process needs no launcher: both would import torch for about 4 s and then start the same command.
-    many = process_count(execution) * getattr(execution, "nodes", 1) > 1
-    if stage.launcher == "torchrun" and many:
+    if not needs_launcher(stage, execution):
+        return [sys.executable, *target]
+    if stage.launcher == "torchrun":
         return [sys.executable, "-m", "torch.distributed.run", *_torchrun_arguments(execution), *target]
-    if stage.launcher == "accelerate" and (many or execution.accelerate):
-        return [sys.executable, "-m", "accelerate.commands.launch", *_accelerate_arguments(execution), *target]
-    return [sys.executable, *target]
+    return [sys.executable, "-m", "accelerate.commands.launch", *_accelerate_arguments(execution), *target]
+
+
+def needs_launcher(stage: Stage, execution: Any) -> bool:
+    """One process needs none: `torchrun` and `accelerate launch` would import torch for 4 s, then start the same."""
+    many = process_count(execution) * getattr(execution, "nodes", 1) > 1
+    return stage.launcher != "python" and (many or (stage.launcher == "accelerate" and bool(execution.accelerate)))
 
 
 def process_count(execution: Any) -> int:
@@ -100,7 +152,7 @@ def gpu_count() -> int:
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
 
 
-def environment(execution: Any, job_file: Path) -> dict[str, str]:
+def environment(execution: Any, home: Path) -> dict[str, str]:
     """Environment of the step's processes: threads shared out, libraries told not to look around or phone home."""
     threads = max(1, available_cores() // process_count(execution))
     environ = {
@@ -111,7 +163,7 @@ def environment(execution: Any, job_file: Path) -> dict[str, str]:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # four bars per training step; the trainer's own says enough
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",  # between libraries, not for our user
         "PYTHONUNBUFFERED": "1",
-        "WANDB_DIR": str(job_file.resolve().parents[3]),  # $ACORN_HOME, for staging/<key>/scratch/ does not last
+        "WANDB_DIR": str(home),
         **os.environ,
     }
     if not sys.stderr.isatty():

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acorn.launch import StepFailed, launch, now, process_count, write_job
+from acorn.launch import Ahead, Processes, StepFailed, now, process_count
 from acorn.plan import ref_name
 from acorn.provenance import git_state, library_versions
 from acorn.recipe import Recipe, Step
@@ -48,67 +48,90 @@ def run_recipe(
     chosen = set(recipe.steps if selected is None else selected)
     if "RANK" in os.environ and len(chosen) > 1:
         raise StepFailed("under `accelerate launch` or `torchrun`, name one step with --step: each needs its own ranks")
-    group = os.environ.get("ACORN_RUN_ID") or f"{recipe.name}-{now()}"
-    made: dict[str, Artifact | None] = {}
-    for name, step in recipe.steps.items():
-        if name not in chosen and not _needed_by(recipe, name, chosen):
-            continue
-        inputs = find_inputs(recipe, step, made, registry)
+    run = _Run(recipe, registry, listener, chosen)
+    try:
+        for name in recipe.steps:
+            if chosen.intersection(recipe.downstream(name)):
+                run.bring_about(name)
+    finally:
+        run.processes.close()
+    return {name: artifact for name, artifact in run.made.items() if artifact is not None}
+
+
+class _Run:
+    """One run of a recipe: what it has made so far, and the processes it starts."""
+
+    def __init__(self, recipe: Recipe, registry: Registry, listener: Listener, chosen: set[str]) -> None:
+        self.recipe, self.registry, self.tell, self.chosen = recipe, registry, listener, chosen
+        self.group = os.environ.get("ACORN_RUN_ID") or f"{recipe.name}-{now()}"
+        self.made: dict[str, Artifact | None] = {}
+        self.processes = Processes(registry.home)
+
+    def bring_about(self, name: str) -> None:
+        """Find or build the artifact of one step. One that is absent and not chosen stays absent."""
+        step = self.recipe.steps[name]
+        inputs = find_inputs(self.recipe, step, self.made, self.registry)
         if isinstance(inputs, str):
-            made[name] = None
-            if name in chosen:
+            if name in self.chosen:
                 raise MissingInput(
-                    f"step '{name}' needs '{inputs}', which is not built yet. Run `acorn run {recipe.path}` for the "
-                    f"whole chain, or `acorn run {recipe.path} --only {inputs}` first."
+                    f"step '{name}' needs '{inputs}', which is not built yet. Run `acorn run {self.recipe.path}` for "
+                    f"the whole chain, or `acorn run {self.recipe.path} --only {inputs}` first."
                 )
-            continue
-        resolved = resolve(step, inputs, registry)
-        made[name] = bring_about(recipe, resolved, registry, group, listener, build=name in chosen)
-    return {name: artifact for name, artifact in made.items() if artifact is not None}
+            self.made[name] = None
+            return
+        resolved = resolve(step, inputs, self.registry)
+        artifact = self.registry.find(resolved.key)
+        if artifact is not None:
+            self.tell(StepEvent(name, "hit", artifact))
+        elif name in self.chosen:
+            artifact = self.join(resolved) if _joins_another_node(step) else self.build(resolved)
+        if artifact is not None:
+            self.registry.tag(ref_name(self.recipe, name), artifact.key)
+        self.made[name] = artifact
 
+    def build(self, resolved: Resolved) -> Artifact:
+        """Build and publish a step, or wait for the process that is building it."""
+        name = resolved.step.name
+        with self.registry.build(resolved.spec, on_wait=lambda: self.tell(StepEvent(name, "waiting"))) as build:
+            if build.artifact is not None:
+                self.tell(StepEvent(name, "hit", build.artifact))
+                return build.artifact
+            self.tell(StepEvent(name, "start"))
+            started = time.monotonic()
+            _wait_for_orphans(build.scratch)
+            (build.scratch / RESULT_FILE).unlink(missing_ok=True)
+            self.work(resolved, build.out, build.scratch)
+            artifact = _publish(build, resolved)
+            self.tell(StepEvent(name, "built", artifact, time.monotonic() - started))
+            return artifact
 
-def _needed_by(recipe: Recipe, name: str, chosen: set[str]) -> bool:
-    return bool(chosen.intersection(recipe.downstream(name)))
+    def join(self, resolved: Resolved) -> Artifact:
+        """Run this node's (or this rank's) share of a step; the builder on node 0 publishes it."""
+        self.tell(StepEvent(resolved.step.name, "joined"))
+        staging = self.registry.home / "staging" / resolved.key
+        (staging / "scratch").mkdir(parents=True, exist_ok=True)
+        self.work(resolved, staging / "out", staging / "scratch")
+        return _await_publication(resolved, self.registry)
 
-
-def bring_about(
-    recipe: Recipe, resolved: Resolved, registry: Registry, group: str, listener: Listener, build: bool = True
-) -> Artifact | None:
-    """The artifact of one step: found, or built and published. None if it is absent and `build` is false."""
-    name = resolved.step.name
-    artifact = registry.find(resolved.key)
-    if artifact is None and not build:
-        return None
-    if artifact is not None:
-        listener(StepEvent(name, "hit", artifact))
-    elif _joins_another_node(resolved.step):
-        artifact = _join(recipe, resolved, registry, group, listener)
-    else:
-        artifact = _build(recipe, resolved, registry, group, listener)
-    if artifact is not None:
-        registry.tag(ref_name(recipe, name), artifact.key)
-    return artifact
-
-
-def _build(recipe: Recipe, resolved: Resolved, registry: Registry, group: str, listener: Listener) -> Artifact:
-    name = resolved.step.name
-    with registry.build(resolved.spec, on_wait=lambda: listener(StepEvent(name, "waiting"))) as build:
-        if build.artifact is not None:
-            listener(StepEvent(name, "hit", build.artifact))
-            return build.artifact
-        listener(StepEvent(name, "start"))
-        started = time.monotonic()
-        _wait_for_orphans(build.scratch)
-        (build.scratch / RESULT_FILE).unlink(missing_ok=True)
-        description = describe_job(recipe, resolved, build.out, build.scratch, group)
+    def work(self, resolved: Resolved, out: Path, scratch: Path) -> None:
+        step = resolved.step
+        description = describe_job(self.recipe, resolved, out, scratch, self.group)
         if "RANK" in os.environ:  # accelerate launch / torchrun started us: we are one of the step's processes
             perform(load_job(description))
         else:
-            job_file = write_job(build.scratch / "job.json", description)
-            launch(resolved.step.stage, job_file, resolved.step.execution, build.lock_fd)
-        artifact = _publish(build, resolved)
-        listener(StepEvent(name, "built", artifact, time.monotonic() - started))
-        return artifact
+            self.processes.run(step.stage, step.name, step.execution, description, self.ahead(step.name))
+
+    def ahead(self, name: str) -> Ahead:
+        """The step that will probably be built after `name`: the next chosen one that is no hit already."""
+        names = list(self.recipe.steps)
+        for following in names[names.index(name) + 1 :]:
+            step = self.recipe.steps[following]
+            if following not in self.chosen:
+                continue
+            inputs = find_inputs(self.recipe, step, self.made, self.registry)
+            if isinstance(inputs, str) or self.registry.find(resolve(step, inputs, self.registry).key) is None:
+                return step.stage, following, step.execution
+        return None
 
 
 def _publish(build: Build, resolved: Resolved) -> Artifact:
@@ -129,20 +152,6 @@ def _publish(build: Build, resolved: Resolved) -> Artifact:
 def _joins_another_node(step: Step) -> bool:
     """Whether this process only contributes ranks to a step that another process builds and publishes."""
     return getattr(step.execution, "node_rank", 0) > 0 or int(os.environ.get("RANK", "0")) > 0
-
-
-def _join(recipe: Recipe, resolved: Resolved, registry: Registry, group: str, listener: Listener) -> Artifact | None:
-    """Run this node's (or this rank's) share of a step; the builder on node 0 publishes it."""
-    listener(StepEvent(resolved.step.name, "joined"))
-    staging = registry.home / "staging" / resolved.key
-    description = describe_job(recipe, resolved, staging / "out", staging / "scratch", group)
-    if "RANK" in os.environ:
-        perform(load_job(description))
-    else:
-        (staging / "scratch").mkdir(parents=True, exist_ok=True)
-        job_file = write_job(staging / "scratch" / f"job-node{description['execution']['node_rank']}.json", description)
-        launch(resolved.step.stage, job_file, resolved.step.execution)
-    return _await_publication(resolved, registry)
 
 
 def _await_publication(resolved: Resolved, registry: Registry, seconds: float = 600.0) -> Artifact:

@@ -86,6 +86,8 @@ class Stage:
     check: str | None = None
     """`check(identity, execution) -> list[Problem]`: asks the stage's library about what is passed through to it."""
     launcher: Literal["python", "torchrun", "accelerate"] = "python"
+    warm: tuple[str, ...] = ()
+    """Modules to import (or `"module:function"` to call) while the step before is still running."""
 
     def load(self, target: str) -> Callable[..., Any]:
         """Import `"module:function"`."""

@@ -41,6 +41,7 @@ TOKENIZER = Stage(
     inputs={"corpus?": "corpus"},
     output="tokenizer",
     run="corpus.tokenizers:run",
+    warm=("corpus.tokenizers",),
 )
 
 TOKENS = Stage(
@@ -52,6 +53,7 @@ TOKENS = Stage(
     inputs={"corpus": "corpus", "tokenizer": "tokenizer"},
     output="tokens",
     run="corpus.tokens:run",
+    warm=("corpus.tokens",),
 )
 
 STAGES: tuple[Stage, ...] = (PROBLEMS, TEXT, TOKENIZER, TOKENS)

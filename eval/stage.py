@@ -15,6 +15,7 @@ EVALUATE = Stage(
     more="model",
     output="evaluation",
     run="eval.evaluate:run",
+    warm=("eval.lighteval:prepare", "wandb"),
     check="eval.check:check",
 )
 

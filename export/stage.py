@@ -15,6 +15,7 @@ STAGES: tuple[Stage, ...] = (
         inputs={"model": "model", "corpus?": "corpus"},
         output="gguf",
         run="export.convert:run",
+        warm=("gguf", "xllamacpp", "transformers.models.llama.modeling_llama", "wandb"),
     ),
     Stage(
         name="answer",
@@ -25,6 +26,7 @@ STAGES: tuple[Stage, ...] = (
         inputs={"gguf": "gguf"},
         output="transcript",
         run="export.answer:run",
+        warm=("xllamacpp",),
         check="export.check:check_answer",
     ),
 )

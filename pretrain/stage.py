@@ -15,6 +15,7 @@ STAGES: tuple[Stage, ...] = (
         output="model",
         inputs={"tokens": "tokens", "tokenizer": "tokenizer"},
         run="pretrain.run:run",
+        warm=("torch", "wandb"),
         check="pretrain.check:check_pretrain",
         launcher="torchrun",
     ),

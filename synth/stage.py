@@ -14,6 +14,7 @@ CHAT_DATA = Stage(
     inputs={"corpus": "corpus", "model?": "model"},
     output="chat",
     run="synth.chat_data:run",
+    warm=("synth.distilabel", "wandb"),
     check="synth.check:check",
 )
 
@@ -26,6 +27,7 @@ PREFERENCE_PAIRS = Stage(
     inputs={"corpus": "corpus", "model": "model"},
     output="preferences",
     run="synth.preference_pairs:run",
+    warm=("synth.distilabel", "wandb"),
     check="synth.check:check",
 )
 

@@ -10,7 +10,8 @@ import pytest
 from acorn import launch
 from acorn.stages import stages
 
-JOB = Path("/tmp/home/staging/key/scratch/job.json")
+HOME = Path("/tmp/home")
+JOB = HOME / "jobs" / "1-step.json"
 
 
 def command(stage: str, **execution: Any) -> list[str]:
@@ -59,13 +60,13 @@ def test_the_gpus_present_are_used_by_default() -> None:
 @pytest.mark.usefixtures("gpus")
 def test_one_process_sees_one_gpu() -> None:
     execution = stages()["sft"].execution.model_validate({"processes": 1})
-    assert launch.environment(execution, JOB)["CUDA_VISIBLE_DEVICES"] == "0"
+    assert launch.environment(execution, HOME)["CUDA_VISIBLE_DEVICES"] == "0"
 
 
 def test_a_shipped_accelerate_file_is_named_without_its_path() -> None:
     said = command("sft", processes=2, accelerate="fsdp2")
     assert Path(said[said.index("--config_file") + 1]).name == "fsdp2.yaml"
-    with pytest.raises(FileNotFoundError, match="shipped ones: .*zero3"):
+    with pytest.raises(FileNotFoundError, match=r"shipped ones: .*zero3"):
         command("sft", processes=2, accelerate="fsdp3")
 
 
@@ -86,5 +87,5 @@ def test_threads_are_shared_out_among_the_processes(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     monkeypatch.setattr(launch, "available_cores", lambda: 8)
     execution = stages()["sft"].execution.model_validate({"processes": 2})
-    assert launch.environment(execution, JOB)["OMP_NUM_THREADS"] == "4"
-    assert launch.environment(execution, JOB)["WANDB_DIR"] == "/tmp/home"
+    assert launch.environment(execution, HOME)["OMP_NUM_THREADS"] == "4"
+    assert launch.environment(execution, HOME)["WANDB_DIR"] == "/tmp/home"
