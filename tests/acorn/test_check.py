@@ -1,0 +1,60 @@
+"""What the stages' libraries say about arguments passed through to them, before anything runs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from acorn.check import library_faults
+from acorn.recipe import load_recipe
+
+SMOKE = Path(__file__).resolve().parents[2] / "configs" / "smoke.yaml"
+WRONG = [
+    "base.model.hiden_size=64",
+    "sft.training.learning_rat=1e-3",
+    "dpo.training.beta=many",
+    "chat.llm={type: openai, modl: x}",
+    "eval.tasks=[acorn:problem]",
+]
+
+
+def faults(home: Path, *overrides: str) -> list[str]:
+    return [str(fault) for fault in library_faults(load_recipe(SMOKE, overrides), home)]
+
+
+@pytest.mark.parametrize("recipe", sorted(set(SMOKE.parent.glob("*.yaml")) - {SMOKE}), ids=lambda path: path.stem)
+def test_the_libraries_accept_every_shipped_recipe(recipe: Path, tmp_path: Path) -> None:
+    """All but smoke.yaml, which tests/e2e runs."""
+    assert [str(fault) for fault in library_faults(load_recipe(recipe), tmp_path)] == []
+
+
+def test_each_library_names_the_argument_it_rejects_with_its_place(tmp_path: Path) -> None:
+    found = faults(tmp_path, *WRONG)
+    for override, expected in zip(
+        WRONG, ["hidden_size", "learning_rate", "beta", "model", "acorn:problems"], strict=True
+    ):
+        assert any(f"--set {override}" in fault and expected in fault for fault in found), (override, found)
+
+
+def test_the_answer_is_remembered_until_the_arguments_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert faults(tmp_path) == []
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("a library was asked again")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    assert faults(tmp_path) == []
+    with pytest.raises(AssertionError, match="asked again"):
+        faults(tmp_path, "sft.training.learning_rate=1e-4")
+
+
+def test_a_run_with_a_rejected_argument_builds_nothing(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "acorn", "--home", str(tmp_path / "home"), "run", str(SMOKE)]
+    done = subprocess.run(
+        [*command, "--set", "sft.training.max_seq_length=64"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1 and "nothing has run" in done.stderr and "max_length" in done.stderr
+    assert not (tmp_path / "home" / "artifacts").exists()
