@@ -77,10 +77,13 @@ class RotaryEmbedding(nn.Module):
             self._angles = torch.polar(torch.ones_like(angles), angles).unsqueeze(1)
         return self._angles[:length]
 
-    def forward(self, qkv: Tensor, kv: Tensor) -> tuple[Tensor, Tensor]:
-        """`qkv`: queries (B, S, heads, D); `kv`: (B, S, 2, kv_heads, D). Rotates queries and keys, passes values."""
+    def forward(self, qkv: Tensor, kv: tuple[Tensor, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Rotates the queries `qkv` (B, S, heads, D) and the keys of `kv` (B, S, kv_heads, D); values pass through.
+
+        flash-attn has keys and values stacked in one tensor; `rewrites.py` takes that out of nanotron.
+        """
         angles = self._angles_SD(qkv.shape[1], qkv.device)
-        return _rotate(qkv, angles), torch.stack((_rotate(kv[:, :, 0], angles), kv[:, :, 1]), dim=2)
+        return _rotate(qkv, angles), (_rotate(kv[0], angles), kv[1])
 
 
 def _rotate(x: Tensor, angles: Tensor) -> Tensor:

@@ -34,6 +34,7 @@ class Rewrite:
 
 
 _STAND_INS = "flash-attn is built for CUDA with nvcc only; torch's own attention, rotary and norms stand in"
+_NO_STACK = "flash-attn's rotary wants keys and values in one tensor; ours does not, which saves 6 % of a CPU step"
 _DEVICE = "the device is written out as CUDA"
 
 REWRITES: tuple[Rewrite, ...] = (
@@ -97,6 +98,19 @@ REWRITES: tuple[Rewrite, ...] = (
         1,
         "no_flash",
         _STAND_INS,
+    ),
+    *(
+        Rewrite("nanotron.models.llama", old, new, 1, "no_flash", _NO_STACK)
+        for old, new in (
+            # As many lines as before: torch.jit finds the functions further down by their line numbers.
+            (
+                "torch.cat([key_states.unsqueeze(0), value_states.unsqueeze(0)], dim=0)\n"
+                "            # [batch_size, seq_length, 2, num_heads, d_qk]\n"
+                "            key_value_states = key_value_states.permute(1, 2, 0, 3, 4).contiguous()\n",
+                "(key_states, value_states)\n\n\n",
+            ),
+            ("torch.split(key_value_states, 1, dim=2)", "key_value_states"),
+        )
     ),
     *(
         rule
