@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,7 +57,11 @@ def _ask(steps: list[Step], home: Path) -> Any:
     if remembered.exists():
         return lambda: json.loads(remembered.read_text())
     process = subprocess.Popen(
-        [sys.executable, "-m", "acorn.check"], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        [sys.executable, "-m", "acorn.check"],
+        env=_alone(),
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
     assert process.stdin is not None
     process.stdin.write(json.dumps(questions).encode())
@@ -74,6 +79,12 @@ def _ask(steps: list[Step], home: Path) -> Any:
         return problems
 
     return answer
+
+
+def _alone() -> dict[str, str]:
+    """Our environment without what a launcher set: TrainingArguments would join the step's own process group."""
+    launched = ("RANK", "LOCAL_", "WORLD_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
+    return {name: value for name, value in os.environ.items() if not name.startswith(launched)}
 
 
 def main() -> None:

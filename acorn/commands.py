@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 from argparse import Namespace
 from collections.abc import Callable, Iterable
@@ -155,5 +156,6 @@ def _step(recipe: Recipe, name: str) -> str:
 
 
 def tell(event: StepEvent) -> None:
-    """One line per event on stderr."""
-    console.print(tables.event(event))
+    """One line per event on stderr, from one of the processes where a launcher started several."""
+    if os.environ.get("RANK", "0") == "0":
+        console.print(tables.event(event))

@@ -63,12 +63,13 @@ def artifacts(manifests: Sequence[Any], refs: Mapping[str, str]) -> RenderableTy
     names: dict[str, list[str]] = {}
     for name, key in refs.items():
         names.setdefault(key, []).append(name)
-    table = Table()
+    table = Table(box=None)
     for column in ("key", "kind", "stage", "created", "size", "names"):
-        table.add_column(column, overflow="fold")
+        table.add_column(column, no_wrap=column != "names", justify="right" if column == "size" else "left")
     for manifest in manifests:
+        created = str(manifest.created)[:16].replace("T", " ")
         table.add_row(
-            *(manifest.key[:12], manifest.kind, manifest.stage, manifest.created, f"{manifest.size / 1e6:,.2f} MB"),
+            *(manifest.key[:12], manifest.kind, manifest.stage, created, f"{manifest.size / 1e6:,.2f} MB"),
             "\n".join(names.get(manifest.key, [])),
         )
     return table

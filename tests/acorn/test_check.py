@@ -58,3 +58,12 @@ def test_a_run_with_a_rejected_argument_builds_nothing(tmp_path: Path) -> None:
     )
     assert done.returncode == 1 and "nothing has run" in done.stderr and "max_length" in done.stderr
     assert not (tmp_path / "home" / "artifacts").exists()
+
+
+def test_the_question_is_asked_outside_the_launchers_process_group(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With RANK and WORLD_SIZE in its environment, TrainingArguments would wait for the other rank for ever."""
+    for name, value in {"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert faults(tmp_path) == []
