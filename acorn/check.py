@@ -14,6 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from acorn.launch import own_modules
 from acorn.provenance import library_versions
 from acorn.recipe import Fault, Recipe, Step
 from acorn.stages import stages
@@ -84,7 +85,7 @@ def _ask(steps: list[Step], home: Path) -> Any:
 def _alone() -> dict[str, str]:
     """Our environment without what a launcher set: TrainingArguments would join the step's own process group."""
     launched = ("RANK", "LOCAL_", "WORLD_", "MASTER_", "GROUP_", "ROLE_", "TORCHELASTIC_", "ACCELERATE_", "FSDP_")
-    return {name: value for name, value in os.environ.items() if not name.startswith(launched)}
+    return own_modules({name: value for name, value in os.environ.items() if not name.startswith(launched)})
 
 
 def main() -> None:

@@ -15,13 +15,16 @@ import signal
 import subprocess
 import sys
 import time
-from functools import cache
+from collections.abc import Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from acorn.stage import Launched, Stage
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "accelerate"
+CHECKOUT = Path(__file__).resolve().parent.parent
+CONFIGS = CHECKOUT / "configs" / "accelerate"
 GRACE_SECONDS = 5.0
 STALE_SECONDS = 120.0
 
@@ -87,20 +90,28 @@ class Processes:
 
     def _start(self, stage: Stage, step: str, execution: Any, *extra: str) -> tuple[subprocess.Popen[bytes], Path]:
         self._jobs.mkdir(parents=True, exist_ok=True)
-        job_file = self._jobs / f"{os.getpid()}-{step}.json"
+        # Never the name of an earlier job: its file outlives a kill -9, process ids come again (in containers at once),
+        # and a warm worker starts as soon as the file is there.
+        job_file = self._jobs / f"{step.replace('/', '-')}-{uuid4().hex}.json"
         process = subprocess.Popen(
             [*command_line(stage, job_file, execution), *extra],
             env=environment(execution, self._jobs.parent),
             start_new_session=True,
-            preexec_fn=kill_when_parent_dies,
+            preexec_fn=partial(kill_when_parent_dies, os.getpid()),
         )
         return process, job_file
 
 
-def kill_when_parent_dies() -> None:
-    """Ask Linux to kill this process when its parent dies (PR_SET_PDEATHSIG = 1); it survives exec, not fork."""
+def kill_when_parent_dies(parent: int) -> None:
+    """Ask Linux to kill this process when `parent` dies (PR_SET_PDEATHSIG = 1); it survives exec, not fork.
+
+    The kernel tells only of a death that is still to come: if `parent` was killed between the fork and this call, the
+    process ends itself. A worker that waits for its job would otherwise wait for ever.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None, use_errno=True).prctl(1, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != parent:
+            os.kill(os.getpid(), signal.SIGKILL)
 
 
 def stop_group(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
@@ -132,8 +143,10 @@ def needs_launcher(stage: Stage, execution: Any) -> bool:
 
 
 def process_count(execution: Any) -> int:
-    """Processes on this node: as asked for, else one per GPU, else 1."""
-    asked = getattr(execution, "processes", None)
+    """Processes on this node: as asked for, else one per GPU, else 1. A stage without the field always has one."""
+    if not hasattr(execution, "processes"):
+        return 1
+    asked = execution.processes
     if asked is not None:
         return int(asked)
     return 1 if execution.device == "cpu" else max(1, gpu_count())
@@ -147,7 +160,7 @@ def gpu_count() -> int:
         return len([part for part in visible.split(",") if part.strip() not in ("", "-1")])
     try:
         listing = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, timeout=20, check=False)
-    except FileNotFoundError:
+    except (OSError, subprocess.TimeoutExpired):  # no driver, or one that hangs
         return 0
     return sum(line.startswith("GPU ") for line in listing.stdout.splitlines()) if listing.returncode == 0 else 0
 
@@ -163,16 +176,25 @@ def environment(execution: Any, home: Path) -> dict[str, str]:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",  # four bars per training step; the trainer's own says enough
         "PYTHONWARNINGS": "ignore::FutureWarning,ignore::DeprecationWarning",  # between libraries, not for our user
         "PYTHONUNBUFFERED": "1",
+        "PYTHONUTF8": "1",  # an artifact's bytes must not depend on the locale
         "WANDB_DIR": str(home),
-        **os.environ,
+        **own_modules(os.environ),
     }
     if not sys.stderr.isatty():
         environ.setdefault("TQDM_MININTERVAL", "15")  # seconds: a log file wants a line now and then
     if execution.device == "cpu":
         environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif process_count(execution) == 1 and gpu_count() > 1:  # else transformers wraps the model in nn.DataParallel
+    elif getattr(execution, "processes", None) == 1 and gpu_count() > 1:  # else Trainer wraps it in nn.DataParallel
         environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return environ
+
+
+def own_modules(environ: Mapping[str, str]) -> dict[str, str]:
+    """`environ` with which `python -m eval` runs acorn's package, not an `eval.py` that lies in the current folder."""
+    path = [str(CHECKOUT)] if (CHECKOUT / "pyproject.toml").exists() else []
+    path += [environ["PYTHONPATH"]] if environ.get("PYTHONPATH") else []
+    own = {"PYTHONPATH": os.pathsep.join(path)} if path else {}
+    return {**environ, **own, "PYTHONSAFEPATH": "1"}
 
 
 def available_cores() -> int:
@@ -228,7 +250,7 @@ def _rendezvous(execution: Launched) -> str:
 def write_job(path: Path, description: dict[str, Any]) -> Path:
     """Job file for the workers, replaced in one step."""
     aside = path.with_suffix(f".{os.getpid()}.tmp")
-    aside.write_text(json.dumps(description, indent=1, ensure_ascii=False))
+    aside.write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
     aside.replace(path)
     return path
 

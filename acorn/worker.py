@@ -34,7 +34,7 @@ def work(job_file: Path, warm: str | None = None) -> None:
         import_ahead(stages()[warm])
         while not job_file.exists():
             time.sleep(0.01)
-    description = json.loads(job_file.read_text())
+    description = json.loads(job_file.read_text(encoding="utf-8"))
     scratch = Path(description["scratch"])
     # Held until this process is gone: the next attempt waits for it, so that no orphan writes beside the new trainer.
     lock = (scratch / WORKERS_LOCK).open("w")
@@ -107,10 +107,8 @@ def die_with_parent() -> None:
     Linux does it by itself; elsewhere a thread looks every half second.
     """
     parent = os.getppid()
-    kill_when_parent_dies()
+    kill_when_parent_dies(parent)
     if sys.platform == "linux":
-        if os.getppid() != parent:  # it died before we asked
-            os.kill(os.getpid(), signal.SIGKILL)
         return
 
     def watch() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +92,39 @@ def test_threads_are_shared_out_among_the_processes(monkeypatch: pytest.MonkeyPa
     execution = stages()["sft"].execution.model_validate({"processes": 2})
     assert launch.environment(execution, HOME)["OMP_NUM_THREADS"] == "4"
     assert launch.environment(execution, HOME)["WANDB_DIR"] == "/tmp/home"
+
+
+@pytest.mark.usefixtures("gpus")
+def test_a_stage_without_processes_has_one_that_sees_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(launch, "available_cores", lambda: 8)
+    execution = stages()["evaluate"].execution.model_validate({"model_parallel": True})
+    assert launch.environment(execution, HOME)["OMP_NUM_THREADS"] == "8"
+    assert launch.environment(execution, HOME)["CUDA_VISIBLE_DEVICES"] == "0,1"
+
+
+def test_a_module_of_the_users_folder_is_not_taken_for_a_stage(tmp_path: Path) -> None:
+    (tmp_path / "export.py").write_text("print('not acorn')")
+    environ = launch.environment(stages()["gguf"].execution(), HOME)
+    command = [sys.executable, "-m", "export", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, env=environ, capture_output=True, text=True, check=True)
+    assert "python -m export" in done.stdout
+
+
+def test_a_job_file_left_by_a_killed_run_is_not_taken_for_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[Path] = []
+    monkeypatch.setattr(launch, "command_line", lambda stage, file, execution: given.append(file) or ["true"])
+    processes = launch.Processes(tmp_path)
+    for _ in range(2):
+        process, _ = processes._start(stages()["problems"], "corpus", stages()["problems"].execution())
+        process.wait()
+    assert given[0] != given[1]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread looks after the parent")
+def test_a_child_whose_parent_died_before_it_could_ask_ends_itself() -> None:
+    gone = 2**22 + 1  # no process has this id
+    child = subprocess.Popen([sys.executable, "-c", ""], preexec_fn=lambda: launch.kill_when_parent_dies(gone))
+    assert child.wait(timeout=10) == -signal.SIGKILL
