@@ -168,7 +168,7 @@ def describe_job(recipe: Recipe, resolved: Resolved, out: Path, scratch: Path, g
     """Plain description of a job, for the worker processes."""
     step = resolved.step
     execution = step.execution.model_dump(mode="json")
-    if "processes" in execution:
+    if "processes" in execution and "RANK" not in os.environ:  # else the user's own launcher has decided
         execution["processes"] = process_count(step.execution)
     return {
         "recipe": recipe.name,

@@ -7,6 +7,7 @@ silence: one process where several were asked for, no DDP around the model, rows
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -246,10 +247,14 @@ def cleared_state() -> Iterator[None]:
 
 
 def expected_kind(job: Job) -> str:
-    """`one`, `ddp`, `fsdp` or `deepspeed`: what the launch configuration asked for."""
+    """`one`, `ddp`, `fsdp` or `deepspeed`: what was asked for, by acorn or by a launcher of the user's own."""
     named = job.execution.accelerate  # a path, or the name of a file in configs/accelerate
-    path = CONFIGS / f"{named}.yaml" if named and not Path(named).suffix else Path(named or "")
-    kind = yaml.safe_load(path.read_text())["distributed_type"] if named else ""
+    if named:
+        path = Path(named) if Path(named).suffix else CONFIGS / f"{named}.yaml"
+        kind = yaml.safe_load(path.read_text())["distributed_type"]
+    else:  # `accelerate launch --config_file ... -m posttrain`: the recipe does not name the file
+        asked = (name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true")
+        kind = next(asked, "")
     return {"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(kind, "ddp" if job.world_size > 1 else "one")
 
 

@@ -99,6 +99,16 @@ def test_accelerate_reads_a_shipped_file_as_meant(
         assert zero["stage3_gather_16bit_weights_on_model_save"] == (name != "zero2")
 
 
+@pytest.mark.parametrize("kind", ["fsdp", "deepspeed"])
+def test_a_launcher_of_the_users_own_says_how_the_model_is_wrapped(
+    kind: str, fine_tuned: Job, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert expected_kind(fine_tuned) == "ddp"
+    monkeypatch.setenv(f"ACCELERATE_USE_{kind.upper()}", "true")
+    assert expected_kind(fine_tuned) == kind
+
+
 def test_a_job_file_says_everything_a_worker_needs(fine_tuned: Job, tmp_path: Path) -> None:
     from acorn.worker import load_job
 
