@@ -61,7 +61,7 @@ def read_template(path: str | None) -> str | None:
     """Text of an own chat template. Raises FileNotFoundError, or ValueError without generation markers."""
     if path is None:
         return None
-    text = Path(path).read_text(encoding="utf-8")
+    text = Path(path).expanduser().read_text(encoding="utf-8")
     if not has_generation_markers(text):
         raise ValueError(
             f"template {path}: no {{% generation %}} ... {{% endgeneration %}} around the assistant's content and its "
@@ -155,7 +155,8 @@ def take_pretrained(path: str, revision: str | None, template: str | None, out: 
 
     Raises FileNotFoundError for a folder without `tokenizer.json`, ValueError where no template has generation markers.
     """
-    folder = Path(path) if Path(path).exists() else _download(path, revision)
+    local = Path(path).expanduser()
+    folder = local if local.exists() else _download(path, revision)
     if not (folder / "tokenizer.json").is_file():
         raise FileNotFoundError(
             f"pretrained: {path} has no tokenizer.json; convert the tokenizer to a fast one first "

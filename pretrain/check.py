@@ -64,7 +64,7 @@ def check_pretrain(identity: PretrainConfig, execution: PretrainExecution) -> li
 
 def check_hub_model(identity: HubModelConfig, execution: HubModelExecution) -> list[Problem]:
     """A hub id without a revision is refused: its key would name whatever the hub holds that day."""
-    if Path(identity.path).is_dir() or identity.revision is not None:
+    if Path(identity.path).expanduser().is_dir() or identity.revision is not None:
         return []
     return [
         Problem(

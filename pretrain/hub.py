@@ -40,8 +40,8 @@ def run(job: Job) -> dict[str, float]:
 
 def _folder(path: str, revision: str | None) -> Path:
     """The local folder, or where the hub's client put its download."""
-    if Path(path).is_dir():
-        return Path(path)
+    if (local := Path(path).expanduser()).is_dir():
+        return local
     if revision is None:
         raise ValueError(f"{path!r} is no folder, and as a hub id it needs a revision (the commit shown on its page)")
     from huggingface_hub import snapshot_download
