@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
+import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
 
 from rich.console import Console
+from rich.markup import escape
 
 from acorn import tables
 from acorn.check import library_faults
@@ -36,14 +39,21 @@ def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
     except RecipeError as error:
         console.print(tables.faults(error.faults))
     except (MissingInput, StepFailed, RegistryError, FileNotFoundError) as error:
-        console.print(f"[red]error:[/] {error}", soft_wrap=True)
+        console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
     except KeyboardInterrupt as stopped:
-        again = f" The same command goes on from here: acorn {options.command} {getattr(options, 'recipe', '')}"
+        again = f"The same command goes on from here: {escape(_as_typed())}"
         console.print(
-            f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept.{again}", soft_wrap=True
+            f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept. {again}", soft_wrap=True
         )
         return 143 if isinstance(stopped, Terminated) else 130
     return 1
+
+
+def _as_typed() -> str:
+    """The command with every argument: without its `--set` it would build something else."""
+    package = Path(sys.argv[0]).parent.name if Path(sys.argv[0]).name == "__main__.py" else "acorn"
+    program = "acorn" if package == "acorn" else f"python -m {package}"
+    return shlex.join([*program.split(), *sys.argv[1:]])
 
 
 def _on_sigterm(number: int, frame: FrameType | None) -> None:
@@ -135,7 +145,7 @@ def artifacts(options: Namespace) -> int:
 def _verify(registry: Registry, names: list[str], out: Console) -> int:
     damages = registry.verify(names or None)
     for damage in damages:
-        out.print(f"[red]damaged:[/] {damage}", soft_wrap=True)
+        out.print(f"[red]damaged:[/] {escape(str(damage))}", soft_wrap=True)
     out.print(f"{len(damages)} damaged" if damages else "all artifacts are whole")
     return 1 if damages else 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
+from yaml import YAMLError
 
 from acorn.positions import MalformedYaml, Positions, load_yaml, parse_yaml
 from acorn.stage import Execution, Identity, Stage
@@ -145,6 +146,9 @@ def _apply_override(data: dict[str, Any], positions: Positions, override: str, f
         return
     try:
         _assign(data, full, parse_yaml(text))
+    except YAMLError as error:
+        faults.append(Fault(where, target, f"the value is not YAML: {getattr(error, 'problem', error)}"))
+        return
     except (IndexError, ValueError):
         faults.append(Fault(where, target, "an index into a list must be a number of an entry that exists"))
         return
@@ -176,7 +180,8 @@ def _override_path(data: dict[str, Any], path: list[str], where: str, faults: li
         return None
     if path[1] in STEP_KEYS:
         return ["steps", *path]
-    stage = stages().get(str(steps[path[0]].get("stage")))
+    step = steps[path[0]]
+    stage = stages().get(str(step.get("stage"))) if isinstance(step, dict) else None
     if stage is None:
         return ["steps", path[0], "config", *path[1:]]
     for block, model in (("config", stage.identity), ("execution", stage.execution)):
@@ -197,6 +202,7 @@ class _Checker:
 
     def recipe(self) -> Recipe:
         self.unknown_keys((), self.data, TOP_KEYS)
+        self.is_mapping(("execution",), self.data.get("execution"))
         steps = self.data.get("steps")
         if not isinstance(steps, dict) or not steps:
             self.fault(("steps",), "a recipe needs a mapping of named steps")
@@ -214,6 +220,8 @@ class _Checker:
             self.fault(at, f"a step is a mapping with {', '.join(STEP_KEYS)}, not {raw!r}")
             return None
         self.unknown_keys(at, raw, STEP_KEYS)
+        if any(not self.is_mapping((*at, key), raw.get(key)) for key in STEP_KEYS[1:]):
+            return None
         stage = stages().get(str(raw.get("stage")))
         if stage is None:
             self.fault((*at, "stage"), f"no stage '{raw.get('stage')}'{nearest(str(raw.get('stage')), stages())}")
@@ -229,6 +237,8 @@ class _Checker:
     def shared_execution(self, model: type[BaseModel]) -> dict[str, Any]:
         """The recipe's own `execution:` defaults, as far as this stage has the fields."""
         shared = self.data.get("execution") or {}
+        if not isinstance(shared, dict):
+            return {}
         everywhere = {key for stage in stages().values() for key in stage.execution.model_fields}
         for key in shared:
             if key not in everywhere:
@@ -266,8 +276,11 @@ class _Checker:
 
     def order(self, steps: Mapping[str, Any]) -> list[str]:
         """Names of the steps in an order that can run; a cycle is a fault, also among steps that have others."""
-        needs = {name: (raw.get("inputs") or {}) if isinstance(raw, dict) else {} for name, raw in steps.items()}
-        graph = {name: [source for source in inputs.values() if source in steps] for name, inputs in needs.items()}
+        needs = {name: raw.get("inputs") if isinstance(raw, dict) else None for name, raw in steps.items()}
+        sources = {
+            name: map(str, inputs.values()) if isinstance(inputs, dict) else () for name, inputs in needs.items()
+        }
+        graph = {name: [source for source in sources[name] if source in steps] for name in steps}
         try:
             return _stable_order(graph)
         except graphlib.CycleError as error:
@@ -279,6 +292,13 @@ class _Checker:
         for key in raw:
             if key not in known:
                 self.fault((*at, str(key)), f"unknown key{nearest(str(key), known)}")
+
+    def is_mapping(self, at: tuple[str, ...], value: Any) -> bool:
+        """Whether a block is a mapping or left out; a fault if not."""
+        fits = value is None or isinstance(value, dict)
+        if not fits:
+            self.fault(at, f"expected a mapping, not {value!r}")
+        return fits
 
     def fault(self, path: tuple[str | int, ...], message: str) -> None:
         dotted = ".".join(str(part) for part in path if part != "steps") or "(recipe)"

@@ -161,3 +161,17 @@ assert not heavy, heavy
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "never built" in done.stdout and "on corpus" in done.stdout
+
+
+def test_a_block_that_is_no_mapping_is_a_fault_with_its_line(tmp_path: Path) -> None:
+    text = GOOD.replace(
+        "inputs: {corpus: corpus}\n    config: {vocab_size: 300}", "inputs: [corpus]\n    execution: cpu"
+    )
+    found = faults_of(write(tmp_path, f"execution: cpu\n{text}"))
+    assert any("recipe.yaml:1: execution: expected a mapping, not 'cpu'" in fault for fault in found), found
+    assert any("tokenizer.inputs: expected a mapping, not ['corpus']" in fault for fault in found), found
+
+
+def test_a_value_that_is_no_yaml_is_a_fault(tmp_path: Path) -> None:
+    found = faults_of(write(tmp_path, GOOD), ["corpus.seed=[1"])
+    assert len(found) == 1 and found[0].startswith("--set corpus.seed=[1: corpus.seed: the value is not YAML"), found

@@ -146,7 +146,8 @@ def test_an_interrupted_run_ends_its_children_and_says_how_to_go_on(tmp_path: Pa
     os.kill(process.pid, number)
     _, said = process.communicate(timeout=15)
     assert process.returncode == code
-    assert "The same command goes on from here: acorn run" in said
+    again = f"acorn --home {home} run {path} --set corpus.documents=400000"
+    assert f"The same command goes on from here: {again}" in said
     assert workers(home) == []
 
 
