@@ -128,12 +128,13 @@ class Job:
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     def device(self) -> str:
-        """`"cuda"` or `"cpu"`; imports torch to find out when `execution.device` is `"auto"`."""
-        if self.execution.device != "auto":
-            return str(self.execution.device)
+        """`"cuda"` or `"cpu"`; imports torch to see what is there. Raises RuntimeError for CUDA asked for and absent."""
         import torch
 
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        asked = str(self.execution.device)
+        if asked == "cuda" and not torch.cuda.is_available():
+            raise RuntimeError("execution.device is cuda, but torch sees no CUDA device: set it to auto or cpu")
+        return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
 
     def track(self, resume_step: int | None = None) -> Tracker:
         """Open the step's tracker (metrics.jsonl and W&B); a no-op on every rank but 0.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -76,13 +77,22 @@ def _start_wandb(job: Job) -> Any:
     import wandb
 
     os.register_at_fork(after_in_child=_forget_wandb_hooks)
-    settings = wandb.Settings(console="off", silent=True, disable_code=True)
+    try:
+        return _init_wandb(job, mode)
+    except wandb.errors.CommError as error:  # a key, but no way to the server: training must not depend on it
+        print(f"W&B cannot be reached, this run is kept offline (send it later with `wandb sync`): {error}")
+        return _init_wandb(job, "offline", suffix="-offline")  # the first attempt keeps its id to itself
+
+
+def _init_wandb(job: Job, mode: str, suffix: str = "") -> Any:
+    import wandb
+
     return wandb.init(
         project=os.environ.get("WANDB_PROJECT", "acorn"),
         group=job.group,
         job_type=job.stage,
         name=job.step,
-        id=f"{job.group}-{job.step}",
+        id=re.sub(r"[^\w.-]", "-", f"{job.group}-{job.step}{suffix}"),
         resume="allow" if mode == "online" else None,
         mode=cast(Literal["online", "offline", "disabled", "shared"], mode),
         config={
@@ -91,7 +101,7 @@ def _start_wandb(job: Job) -> Any:
             "execution": job.execution.model_dump(mode="json"),
             "inputs": job.digests,
         },
-        settings=settings,
+        settings=wandb.Settings(console="off", silent=True, disable_code=True, init_timeout=30),
     )
 
 

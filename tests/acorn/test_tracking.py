@@ -78,3 +78,10 @@ def test_a_key_makes_it_online(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, 
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     monkeypatch.setenv(name, "x")
     assert wandb_mode() == mode
+
+
+def test_a_key_without_a_way_to_the_server_falls_back_to_an_offline_run(tmp_path: Path) -> None:
+    track(tmp_path, WANDB_API_KEY="0" * 40, WANDB_BASE_URL="http://127.0.0.1:9")
+    assert steps(tmp_path) == [1, 2, 3, None]
+    [run] = (tmp_path / "wandb").glob("offline-run-*")
+    assert run.name.endswith("test-problems-offline")
