@@ -32,7 +32,7 @@ def test_two_processes_train_as_one_does(stage: str, fine_tuned: Job, aligned: J
     execution = {"device": "cpu", "processes": 2, "logging_steps": 1, "save_steps": 3}
     job = make_job(kind, tmp_path / "staging" / "key", done.config.model_dump(), execution, done.inputs)
     file = job_file(job, job.scratch / "job.json")
-    code, output = finish(command_line(kind, file, job.execution), environment(job.execution, file))
+    code, output = finish(command_line(kind, file, job.execution), environment(job.execution, tmp_path))
     assert code == 0, output[-6000:]
     # Only a second rank writes this file.
     assert len(list(job.scratch.glob("checkpoints/*/rng_state_1.pth"))) == 2
@@ -50,7 +50,7 @@ def test_two_sharded_processes_train_checkpoint_and_write_as_one_does(fine_tuned
         "tests.posttrain.fsdp_on_cpu" if part == "posttrain" else part
         for part in command_line(SFT, file, job.execution)
     ]
-    code, output = finish(command, {**environment(job.execution, file), "ACCELERATE_TORCH_DEVICE": "cpu"})
+    code, output = finish(command, {**environment(job.execution, tmp_path), "ACCELERATE_TORCH_DEVICE": "cpu"})
     assert code == 0, output[-6000:]
     assert logged(job, "train/loss") == pytest.approx(logged(fine_tuned, "train/loss"), abs=1e-5)
     assert newest_whole(job.scratch / "checkpoints", "fsdp").step == 9  # type: ignore[union-attr]
