@@ -208,7 +208,7 @@ def _torchrun_arguments(execution: Launched) -> list[str]:
     return [
         *arguments,
         *("--nnodes", str(execution.nodes), "--node-rank", str(execution.node_rank)),
-        *("--rdzv-backend", "c10d", "--rdzv-endpoint", _rendezvous(execution)),
+        *("--rdzv-backend", "c10d", "--rdzv-endpoint", str(execution.rendezvous)),
     ]
 
 
@@ -218,7 +218,7 @@ def _accelerate_arguments(execution: Launched) -> list[str]:
     arguments = ["--config_file", str(accelerate_config(execution)), "--num_processes", str(total)]
     if execution.nodes == 1:
         return [*arguments, "--main_process_port", "0"] if total > 1 else arguments
-    host, _, port = _rendezvous(execution).rpartition(":")
+    host, _, port = str(execution.rendezvous).rpartition(":")
     return [
         *arguments,
         *("--num_machines", str(execution.nodes), "--machine_rank", str(execution.node_rank)),
@@ -239,12 +239,6 @@ def accelerate_config(execution: Launched) -> Path:
     if not gpu:
         return CONFIGS / "cpu-ddp.yaml"
     return CONFIGS / ("ddp.yaml" if execution.nodes == 1 else "multi-node-ddp.yaml")
-
-
-def _rendezvous(execution: Launched) -> str:
-    if not execution.rendezvous:
-        raise ValueError(f"execution.rendezvous: nodes={execution.nodes} needs host:port of node 0")
-    return execution.rendezvous
 
 
 def write_job(path: Path, description: dict[str, Any]) -> Path:

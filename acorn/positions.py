@@ -63,7 +63,9 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Positions]:
         root = yaml.compose(text, Loader=Loader)
     except FileNotFoundError as error:
         raise MalformedYaml(str(path), "no such file") from error
-    except (yaml.MarkedYAMLError, UnicodeDecodeError) as error:
+    except OSError as error:
+        raise MalformedYaml(str(path), f"cannot be read: {error.strerror}") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark else ""
         raise MalformedYaml(f"{path}{line}", f"not YAML: {getattr(error, 'problem', error)}") from error

@@ -117,6 +117,7 @@ def _read(path: Path, chain: tuple[Path, ...]) -> tuple[dict[str, Any], Position
     if parent is None:
         return data, positions
     base, base_positions = _read(path.parent / str(parent), (*chain, path.resolve()))
+    base.pop("name", None)  # two recipes under one name would overwrite each other's refs
     return _merge(base, data), base_positions.merged(positions)
 
 

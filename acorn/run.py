@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from registry import Artifact, Build, Registry
 
 @dataclass(frozen=True)
 class StepEvent:
-    """What happened to a step: `hit`, `start`, `waiting` (another process builds it), `built` or `joined`."""
+    """What happened to a step: `hit`, `start`, `waiting` (for another process at work on it), `built` or `joined`."""
 
     step: str
     kind: str
@@ -98,7 +99,7 @@ class _Run:
                 return build.artifact
             self.tell(StepEvent(name, "start"))
             started = time.monotonic()
-            _wait_for_orphans(build.scratch)
+            _wait_for_orphans(build, lambda: self.tell(StepEvent(name, "waiting")))
             (build.scratch / RESULT_FILE).unlink(missing_ok=True)
             self.work(resolved, build.out, build.scratch)
             artifact = _publish(build, resolved)
@@ -184,7 +185,13 @@ def describe_job(recipe: Recipe, resolved: Resolved, out: Path, scratch: Path, g
     }
 
 
-def _wait_for_orphans(scratch: Path) -> None:
+def _wait_for_orphans(build: Build, tell: Callable[[], None]) -> None:
     """Wait until no worker of a killed attempt is left: they hold a shared lock while they live."""
-    with (scratch / WORKERS_LOCK).open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with (build.scratch / WORKERS_LOCK).open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            tell()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            shutil.rmtree(build.out)  # it may have left something after `out` was emptied for us
+            build.out.mkdir()

@@ -12,9 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 if TYPE_CHECKING:
     from acorn.tracking import Tracker
@@ -45,6 +45,12 @@ class Launched(Execution):
     """`host:port` of node 0, required when `nodes` > 1."""
     accelerate: str | None = None
     """Accelerate config file for stages that `accelerate launch` starts; default: chosen from device and processes."""
+
+    @model_validator(mode="after")
+    def _nodes_meet_somewhere(self) -> Self:
+        if self.nodes > 1 and not self.rendezvous:
+            raise ValueError(f"nodes={self.nodes} needs rendezvous: host:port of node 0")
+        return self
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ class Job:
         return int(os.environ.get("WORLD_SIZE", "1"))
 
     def device(self) -> str:
-        """`"cuda"` or `"cpu"`; imports torch to see what is there. Raises RuntimeError for CUDA asked for and absent."""
+        """`"cuda"` or `"cpu"`; imports torch to see. Raises RuntimeError for CUDA asked for and absent."""
         import torch
 
         asked = str(self.execution.device)

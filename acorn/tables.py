@@ -50,7 +50,7 @@ def event(happened: StepEvent) -> RenderableType:
         case "hit":
             return Text.assemble(("= ", "green"), f"{happened.step}  ", (f"{key}  already built", "dim"))
         case "waiting":
-            return Text(f"… {happened.step}: another process is building it", style="dim")
+            return Text(f"… {happened.step}: another process is at work on it: waiting", style="dim")
     return Text(f"· {happened.step}: {happened.kind}", style="dim")
 
 

@@ -74,7 +74,7 @@ def test_a_shipped_accelerate_file_is_named_without_its_path() -> None:
 
 
 def test_nodes_need_a_rendezvous_and_are_counted_in_the_total() -> None:
-    with pytest.raises(ValueError, match="needs host:port of node 0"):
+    with pytest.raises(ValueError, match="host:port of node 0"):
         command("pretrain", processes=2, nodes=2)
     said = command("sft", processes=2, nodes=3, node_rank=1, rendezvous="node0:29500", accelerate="multi-node-ddp")
     for option, value in (("--num_processes", "6"), ("--num_machines", "3"), ("--machine_rank", "1")):

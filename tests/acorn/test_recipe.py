@@ -93,9 +93,11 @@ def test_an_unknown_stage_names_the_nearest(tmp_path: Path) -> None:
 
 def test_a_recipe_extends_another_and_removes_a_step_with_null(tmp_path: Path) -> None:
     write(tmp_path, GOOD, "base.yaml")
-    child = write(tmp_path, "extends: base.yaml\nname: child\nsteps:\n  corpus: {config: {documents: 60}}\n  tokens:\n")
+    child = write(
+        tmp_path, "extends: base.yaml\nsteps:\n  corpus: {config: {documents: 60}}\n  tokens:\n", "child.yaml"
+    )
     recipe = load_recipe(child)
-    assert list(recipe.steps) == ["corpus", "tokenizer"]
+    assert recipe.name == "child" and list(recipe.steps) == ["corpus", "tokenizer"]
     assert recipe.steps["corpus"].identity.documents == 60  # type: ignore[attr-defined]
     assert recipe.steps["corpus"].identity.problems_train == 10  # type: ignore[attr-defined]
 

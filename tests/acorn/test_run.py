@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -13,8 +15,9 @@ import pytest
 
 from acorn.plan import plan
 from acorn.recipe import load_recipe
-from acorn.resolve import MissingInput
+from acorn.resolve import MissingInput, resolve
 from acorn.run import StepEvent, run_recipe
+from acorn.worker import WORKERS_LOCK
 from registry import Registry
 from tests.acorn.test_recipe import GOOD, write
 
@@ -149,6 +152,28 @@ def test_an_interrupted_run_ends_its_children_and_says_how_to_go_on(tmp_path: Pa
     again = f"acorn --home {home} run {path} --set corpus.documents=400000"
     assert f"The same command goes on from here: {again}" in said
     assert workers(home) == []
+
+
+def test_a_new_attempt_waits_for_a_worker_of_the_old_one_and_clears_what_it_left(tmp_path: Path) -> None:
+    path, home = write(tmp_path, GOOD), tmp_path / "home"
+    step = load_recipe(path).steps["corpus"]
+    staging = home / "staging" / resolve(step, {}, Registry(home)).key
+    (staging / "scratch").mkdir(parents=True)
+    with (staging / "scratch" / WORKERS_LOCK).open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_SH)
+
+        def let_go() -> None:
+            wait_for((staging / "out").is_dir)
+            (staging / "out" / "left-behind").write_text("by the old worker")
+            time.sleep(0.3)
+            fcntl.flock(lock, fcntl.LOCK_UN)
+
+        orphan = threading.Thread(target=let_go)
+        orphan.start()
+        events = run(path, home, selected=["corpus"])
+        orphan.join()
+    assert kinds(events) == ["corpus waiting", "corpus built"]
+    assert not (Registry(home).get("tiny/corpus").path / "left-behind").exists()
 
 
 def test_a_failing_step_ends_the_run_with_its_reason(tmp_path: Path) -> None:
