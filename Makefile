@@ -33,10 +33,11 @@ lint: setup
 types: setup
 	$(BIN)/mypy
 
+# e2e is collected early and stays there (--no-loadscope-reorder): it takes longest.
 # Two workers: most of a test's time is one process importing its library. One thread each: oversubscribed OpenMP is
 # up to 40 times slower.
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 clean:
 	rm -rf $(VENV) .acorn build *.egg-info
