@@ -15,6 +15,8 @@ import pytest
 from acorn.recipe import load_recipe
 from registry import Registry
 
+pytestmark = pytest.mark.timeout(1500)  # seconds, for a busy machine; a run of the recipe takes about 150
+
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "smoke.yaml"
 STEPS = list(load_recipe(RECIPE).steps)
 FILES = {
@@ -48,7 +50,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The registry after one whole run."""
     home = tmp_path_factory.mktemp("smoke") / "home"
     process = start(home)
-    said, _ = process.communicate(timeout=600)
+    said, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, said[-5000:]
     return home
 
@@ -117,6 +119,6 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_digests(
         assert Registry(home).verify() == []
     assert kills >= 4
     process = start(home)
-    said, _ = process.communicate(timeout=600)
+    said, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, said[-5000:]
     assert digests(home) == digests(undisturbed)
