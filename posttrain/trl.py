@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TrainerCallback
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
+from acorn.launch import accelerate_config
 from acorn.stage import Job
 from acorn.tokenizers import copy_tokenizer
 from acorn.tracking import Tracker
@@ -30,7 +31,6 @@ from posttrain.checkpoint import AtomicCheckpoints, Checkpoint, newest_whole
 from posttrain.config import PosttrainConfig, PosttrainExecution
 from posttrain.data import RowCounts, guard_chat, guard_pairs, load_rows
 
-CONFIGS = Path(__file__).resolve().parent.parent / "configs" / "accelerate"
 TRAINED = {"loss", "learning_rate", "grad_norm", "epoch", "mean_token_accuracy", "entropy", "aux_loss"}
 """Of Trainer's log lines, what is passed on as `train/...`, beside everything under `rewards/`, `logps/`, `logits/`."""
 
@@ -248,10 +248,8 @@ def cleared_state() -> Iterator[None]:
 
 def expected_kind(job: Job) -> str:
     """`one`, `ddp`, `fsdp` or `deepspeed`: what was asked for, by acorn or by a launcher of the user's own."""
-    named = job.execution.accelerate  # a path, or the name of a file in configs/accelerate
-    if named:
-        path = Path(named) if Path(named).suffix else CONFIGS / f"{named}.yaml"
-        kind = yaml.safe_load(path.read_text())["distributed_type"]
+    if job.execution.accelerate:
+        kind = yaml.safe_load(accelerate_config(job.execution).read_text())["distributed_type"]
     else:  # `accelerate launch --config_file ... -m posttrain`: the recipe does not name the file
         asked = (name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true")
         kind = next(asked, "")
