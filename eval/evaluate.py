@@ -29,11 +29,12 @@ def run(job: Job) -> dict[str, float]:
     folders = {role: path for role, path in job.inputs.items() if role != "corpus"}
     _check_roles(config, folders)
     rows = _read_corpus(config, job.inputs.get("corpus"))
-    if job.device() == "cpu":
-        os.environ["ACCELERATE_USE_CPU"] = "1"  # lighteval asks accelerate, and accelerate takes any GPU it sees
     prepare()
+    from accelerate.utils import patch_environment
+
     results: Results = {}
-    with job.track() as tracker:
+    # lighteval asks accelerate, and accelerate takes any GPU it sees.
+    with patch_environment(ACCELERATE_USE_CPU=str(job.device() == "cpu")), job.track() as tracker:
         for role, folder in folders.items():
             results[role] = _evaluate(job, role, folder, rows)
             tracker.log(final_metrics({role: results[role]}))

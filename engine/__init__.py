@@ -1,0 +1,1 @@
+"""One generation engine on token ids: prefill, fork, step. See `engine.interface` for the contract."""
