@@ -79,7 +79,9 @@ def canonical_identity(identity: BaseModel, digest: Callable[[str], str]) -> tup
         local = Path(value).expanduser()
         if local.exists():
             sources[".".join(map(str, path))] = value
-            _put(config, path, f"sha256:{digest(str(local))}")
+            # A file's suffix says how it is read: the same bytes as .txt and as .jsonl are two inputs.
+            suffix = "".join(local.suffixes[-2 if local.suffix == ".gz" else -1 :]) if local.is_file() else ""
+            _put(config, path, f"sha256:{digest(str(local))}{suffix}")
         elif _LOCAL.search(value):
             raise MissingInput(f"{'.'.join(map(str, path))}: no such file or folder: {value}")
     return config, sources

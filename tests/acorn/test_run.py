@@ -89,6 +89,10 @@ def test_an_edited_source_makes_the_step_stale_and_a_moved_one_does_not(tmp_path
     text.rename(moved)
     path = write(tmp_path, recipe.replace(str(text), str(moved)))
     assert kinds(run(path, home)) == ["corpus hit"]
+    lines = tmp_path / "elsewhere.jsonl"  # read another way: not the same corpus, whatever the bytes
+    lines.write_bytes(moved.read_bytes())
+    assert statuses(write(tmp_path, recipe.replace(str(text), str(lines))), home, [])[0][0] == "stale"
+    path = write(tmp_path, recipe.replace(str(text), str(moved)))
     moved.write_text(moved.read_text().replace("acorns", "oaks"))
     [(status, why)] = statuses(path, home, [])
     assert status == "stale" and "text" in why
