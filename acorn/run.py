@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acorn.launch import Ahead, Processes, StepFailed, now, process_count
+from acorn.launch import Ahead, Processes, StepFailed, environment, now, process_count
 from acorn.plan import ref_name
 from acorn.provenance import git_state, library_versions
 from acorn.recipe import Recipe, Step
@@ -118,6 +118,8 @@ class _Run:
         step = resolved.step
         description = describe_job(self.recipe, resolved, out, scratch, self.group)
         if "RANK" in os.environ:  # accelerate launch / torchrun started us: we are one of the step's processes
+            for variable, value in environment(step.execution, self.registry.home).items():
+                os.environ.setdefault(variable, value)
             perform(load_job(description))
         else:
             self.processes.run(step.stage, step.name, step.execution, description, self.ahead(step.name))
