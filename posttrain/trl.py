@@ -1,38 +1,26 @@
 """SFT and DPO with TRL's trainers (written against TRL 1.16, transformers 5.23, accelerate 1.15).
 
-TRL trains; this file gives it acorn's rows, folders, checkpoints and tracker, and refuses what TRL would let pass in
-silence: one process where several were asked for, no DDP around the model, rows that never train their end of turn.
+TRL trains; this file gives it acorn's rows and writes the model, and refuses what TRL would let pass in silence: rows
+that never train their end of turn. What any Trainer needs is in `posttrain/training.py`.
 """
 
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
-from accelerate.state import AcceleratorState
-from accelerate.utils import broadcast_object_list
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, TrainerCallback
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer, SFTConfig, SFTTrainer
 
-from acorn.launch import accelerate_config
 from acorn.stage import Job
 from acorn.tokenizers import copy_tokenizer
-from acorn.tracking import Tracker
-from posttrain.arguments import misplaced, split_batch
-from posttrain.checkpoint import AtomicCheckpoints, Checkpoint, newest_whole
-from posttrain.config import PosttrainConfig, PosttrainExecution
+from posttrain.checkpoint import AtomicCheckpoints
+from posttrain.config import PosttrainConfig
 from posttrain.data import RowCounts, guard_chat, guard_pairs, load_rows
-
-TRAINED = {"loss", "learning_rate", "grad_norm", "epoch", "mean_token_accuracy", "entropy", "aux_loss"}
-"""Of Trainer's log lines, what is passed on as `train/...`, beside everything under `rewards/`, `logps/`, `logits/`."""
+from posttrain.training import assert_launched, cleared_state, save_weights, token_id, train, trainer_arguments
 
 
 class AtomicSFTTrainer(AtomicCheckpoints, SFTTrainer):  # type: ignore[misc]
@@ -61,7 +49,12 @@ def run(job: Job, build: Callable[..., Any], guard: Callable[..., RowCounts], fl
         trainer, tokenizer = build(job)
         end_of_turn, length = token_id(tokenizer, config.end_of_turn), trainer.args.max_length
         counts = guard(trainer.train_dataset, trainer.rows_given, end_of_turn, length, config.max_truncated)
-        return train(job, trainer, counts, end_of_turn, flops_per_token)
+
+        def finish() -> dict[str, float]:
+            write_model(job, trainer, end_of_turn)
+            return {"train/rows": counts.rows, "train/truncated_rows": counts.truncated}
+
+        return train(job, trainer, flops_per_token, finish)
 
 
 def build_sft(job: Job) -> tuple[Any, PreTrainedTokenizerBase]:
@@ -86,33 +79,8 @@ def _build(job: Job, kind: type, arguments: Any, role: str, columns: tuple[str, 
 
 
 def trl_arguments(job: Job) -> dict[str, Any]:
-    """Arguments for TRL's config class: the recipe's, acorn's own, and defaults that suit small models.
-
-    Raises ValueError for an argument in the wrong block, a batch that does not divide, a `max_length` the model lacks.
-    """
-    config: PosttrainConfig = job.config
-    execution: PosttrainExecution = job.execution
-    if problems := misplaced(config.training, execution.training):
-        raise ValueError("; ".join(f"{problem.field}: {problem.message}" for problem in problems))
-    micro, accumulation = split_batch(config.global_batch_size, execution.micro_batch_size, job.world_size)
-    return {
-        # TRL turns both on: bf16 is the recipe's choice, and checkpointing costs 60-80 % of the speed at toy sizes.
-        "bf16": False,
-        "gradient_checkpointing": False,
-        "ddp_find_unused_parameters": False,
-        **config.training,
-        **execution.training,
-        "max_length": max_length(config.training, job.inputs["model"]),
-        "seed": config.seed,
-        "output_dir": str(job.scratch / "checkpoints"),
-        "per_device_train_batch_size": micro,
-        "gradient_accumulation_steps": accumulation,
-        "use_cpu": job.device() == "cpu",
-        "logging_steps": execution.logging_steps,
-        "save_strategy": "steps",
-        "save_steps": execution.save_steps,
-        "report_to": "none",
-    }
+    """Arguments for TRL's config class. Raises ValueError also for a `max_length` the model lacks."""
+    return {**trainer_arguments(job), "max_length": max_length(job.config.training, job.inputs["model"])}
 
 
 def max_length(training: Mapping[str, Any], model: Path) -> int | None:
@@ -124,103 +92,12 @@ def max_length(training: Mapping[str, Any], model: Path) -> int | None:
     return None if length is None else int(length)
 
 
-def token_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
-    """Id of `token`; ValueError where the tokenizer has no such single token."""
-    found = tokenizer.get_vocab().get(token)
-    if found is None:
-        raise ValueError(
-            f"the model's tokenizer has no token {token!r}; set `end_of_turn` to the one its template uses"
-        )
-    return int(found)
-
-
-def train(job: Job, trainer: Any, counts: RowCounts, end_of_turn: int, flops_per_token: int) -> dict[str, float]:
-    """Train from the newest whole checkpoint on, write the model to `job.out` (rank 0), return the final metrics."""
-    newest = newest_checkpoint(trainer)
-    trainer._total_train_tokens = newest.tokens if newest else 0  # TRL starts at 0 again after a resume
-    parameters = count_parameters(trainer)
-    with job.track(resume_step=newest.step if newest else None) as tracker:
-        trainer.add_callback(TrackerCallback(tracker, trainer, expected_kind(job)))
-        trainer.train(resume_from_checkpoint=str(newest.path) if newest else None)
-        write_model(job, trainer, end_of_turn)
-        tokens = trainer._total_train_tokens
-        last = next(line for line in reversed(trainer.state.log_history) if "loss" in line)
-        metrics = {
-            **passed_on(last),
-            "train/rows": counts.rows,
-            "train/truncated_rows": counts.truncated,
-            "ledger/tokens": tokens,
-            "ledger/flops": flops_per_token * parameters * tokens,
-        }
-        tracker.log(metrics)
-    return metrics
-
-
-def newest_checkpoint(trainer: Any) -> Checkpoint | None:
-    """Rank 0's newest whole checkpoint, the same for all processes."""
-    found = [newest_whole(Path(trainer.args.output_dir), trainer.layout) if trainer.args.should_save else None]
-    broadcast_object_list(found, from_process=0)
-    return found[0]
-
-
-class TrackerCallback(TrainerCallback):  # type: ignore[misc]
-    """Passes Trainer's log lines on to acorn's tracker, checks what the model was wrapped in, ends the run well."""
-
-    def __init__(self, tracker: Tracker, trainer: Any, kind: str) -> None:
-        self.tracker, self.trainer, self.kind = tracker, trainer, kind
-        self.tokens, self.since = 0, 0.0
-
-    def on_train_begin(self, *_: Any, **__: Any) -> None:
-        assert_wrapped(self.trainer.model_wrapped, self.kind)
-        self.tokens, self.since = self.trainer._total_train_tokens, time.perf_counter()
-
-    def on_step_end(self, _: Any, state: Any, control: Any, **__: Any) -> None:
-        if state.global_step >= state.max_steps:
-            control.should_log = True  # however few steps there are, the last one is logged
-            # Trainer resumes from a checkpoint of the last step with one step more (transformers 5.23).
-            control.should_save = False
-
-    def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
-        if "loss" not in logs:  # Trainer's summary at the end
-            return
-        now, tokens = time.perf_counter(), self.trainer._total_train_tokens
-        speed = (tokens - self.tokens) / (now - self.since)
-        self.tokens, self.since = tokens, now
-        line = {**passed_on(logs), "train/tokens": tokens, "train/tokens_per_second": round(speed, 1)}
-        self.tracker.log(line, step=state.global_step)
-
-
-def passed_on(logs: Mapping[str, float]) -> dict[str, float]:
-    """Trainer's log line under acorn's metric names."""
-    kept = (name for name in logs if name in TRAINED or name.startswith(("rewards/", "logps/", "logits/")))
-    return {f"train/{name}": logs[name] for name in kept}
-
-
-def count_parameters(trainer: Any) -> int:
-    """Parameters that a token passes through: all but an input embedding with a separate output head."""
-    total: int = sum(_numel(parameter) for parameter in trainer.model.parameters())
-    inner = trainer.accelerator.unwrap_model(trainer.model)
-    tied = inner.get_output_embeddings() is None or inner.config.get_text_config().tie_word_embeddings
-    return total - (0 if tied else _numel(inner.get_input_embeddings().weight))
-
-
-def _numel(parameter: Any) -> int:
-    return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor here
-
-
 def write_model(job: Job, trainer: Any, end_of_turn: int) -> None:
     """The model folder: weights gathered from all processes, the input's tokenizer files byte for byte."""
-    sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
-    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # all ranks take part
-    if job.rank != 0:
-        return
-    model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
-    if weights is not None:  # gathered tensors no longer share memory, so a tied head would be written twice
-        weights = {name: tensor for name, tensor in weights.items() if name not in model.all_tied_weights_keys}
-    model.save_pretrained(job.out, state_dict=weights)
-    source = job.inputs["model"]
-    copy_tokenizer(source, job.out)
-    write_generation_config(source, job.out, end_of_turn)
+    if save_weights(job, trainer) is not None:
+        source = job.inputs["model"]
+        copy_tokenizer(source, job.out)
+        write_generation_config(source, job.out, end_of_turn)
 
 
 def write_generation_config(source: Path, out: Path, end_of_turn: int) -> None:
@@ -233,54 +110,3 @@ def write_generation_config(source: Path, out: Path, end_of_turn: int) -> None:
         return
     generation.eos_token_id = [end_of_turn, *(end for end in ends if end is not None)]
     generation.save_pretrained(out)
-
-
-@contextmanager
-def cleared_state() -> Iterator[None]:
-    """Leave no process group and no accelerate state behind, so that a process may run another step."""
-    try:
-        yield
-    finally:
-        if torch.distributed.is_initialized():
-            torch.distributed.destroy_process_group()
-        AcceleratorState._reset_state(reset_partial_state=True)
-
-
-def expected_kind(job: Job) -> str:
-    """`one`, `ddp`, `fsdp` or `deepspeed`: what was asked for, by acorn or by a launcher of the user's own."""
-    if job.execution.accelerate:
-        kind = yaml.safe_load(accelerate_config(job.execution).read_text())["distributed_type"]
-    else:  # `accelerate launch --config_file ... -m posttrain`: the recipe does not name the file
-        asked = (name for name in ("FSDP", "DEEPSPEED") if os.environ.get(f"ACCELERATE_USE_{name}") == "true")
-        kind = next(asked, "")
-    return {"FSDP": "fsdp", "DEEPSPEED": "deepspeed"}.get(kind, "ddp" if job.world_size > 1 else "one")
-
-
-def assert_launched(job: Job, arguments: Any) -> None:
-    """Raise RuntimeError unless this process sees as many others as the execution asked for.
-
-    accelerate is known to start one process where a CPU file says several, and several that do not know each other.
-    """
-    processes = job.execution.processes
-    asked = job.world_size if processes is None else processes * job.execution.nodes
-    if not asked == job.world_size == arguments.world_size:
-        raise RuntimeError(
-            f"execution asked for {asked} processes, the launcher announced {job.world_size} (WORLD_SIZE) and the "
-            f"trainer sees {arguments.world_size} ({arguments.distributed_state.distributed_type}); on CPUs use "
-            "configs/accelerate/cpu-ddp.yaml: MULTI_CPU files and `use_cpu: true` start one process, or several "
-            "that train alone"
-        )
-
-
-def assert_wrapped(model: Any, kind: str) -> None:
-    """Raise RuntimeError unless `model` is wrapped as the launch configuration asked for."""
-    classes = [cls.__name__ for cls in type(model).__mro__]
-    names = {"DistributedDataParallel": "ddp", "FullyShardedDataParallel": "fsdp", "FSDPModule": "fsdp"}
-    names["DeepSpeedEngine"] = "deepspeed"
-    found = next((names[name] for name in classes if name in names), "one")
-    alone = {found, kind} == {"one", "ddp"} and torch.distributed.is_initialized()
-    if found != kind and not (alone and torch.distributed.get_world_size() == 1):
-        raise RuntimeError(
-            f"the launch configuration asked for {kind}, but the model is a {classes[0]} ({found}): its processes "
-            "would train apart or in the wrong way; compare `execution.accelerate` with configs/accelerate/"
-        )

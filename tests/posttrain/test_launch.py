@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from acorn.launch import CONFIGS, command_line, environment
 from acorn.stage import Job
 from posttrain.checkpoint import newest_whole
-from posttrain.trl import expected_kind
+from posttrain.training import expected_kind
 from tests.jobs import make_job
 from tests.posttrain.conftest import DPO, SFT
 from tests.posttrain.world import finish, job_file, logged

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM
 
 from acorn.stage import Job
 from acorn.tokenizers import TOKENIZER_FILES
-from posttrain.trl import assert_wrapped, build_sft, write_generation_config
+from posttrain.training import assert_wrapped
+from posttrain.trl import build_sft, write_generation_config
 from tests.jobs import make_job, run_here
 from tests.posttrain.conftest import SFT
 from tests.posttrain.world import SETTINGS, files_of, logged, write_chat
