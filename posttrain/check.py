@@ -1,4 +1,4 @@
-"""Asks TRL's own config classes about the arguments a recipe passes through to them, before anything runs."""
+"""Asks the libraries' own config classes about the arguments a recipe passes through to them, before anything runs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from acorn.stage import Problem
 from posttrain.arguments import RENAMED, misplaced, split_batch
-from posttrain.config import PosttrainConfig, PosttrainExecution
+from posttrain.config import PosttrainConfig, PosttrainExecution, PrmConfig, PrmExecution
 
 
 def check_sft(identity: PosttrainConfig, execution: PosttrainExecution) -> list[Problem]:
@@ -26,6 +26,17 @@ def check_dpo(identity: PosttrainConfig, execution: PosttrainExecution) -> list[
     from trl.trainer.dpo_config import DPOConfig
 
     return check(DPOConfig, identity, execution)
+
+
+def check_prm(identity: PrmConfig, execution: PrmExecution) -> list[Problem]:
+    """Problems of a `prm` step."""
+    from transformers import TrainingArguments
+
+    problems = check(TrainingArguments, identity, execution)
+    remedy = "`TrainingArguments` has no `{}`: it is the step's own field `{}`, beside `training`"
+    own = {"max_length": "max_length", "max_seq_length": "max_length", "step_separator": "step_delimiter"}
+    known = {f"training.{name}": remedy.format(name, field) for name, field in own.items()}
+    return [Problem(found.field, known.get(found.field, found.message)) for found in problems]
 
 
 def check(library: type, identity: PosttrainConfig, execution: PosttrainExecution) -> list[Problem]:
@@ -51,7 +62,7 @@ def unknown(library: type, block: str, arguments: dict[str, Any]) -> list[Proble
     problems = []
     for name, value in arguments.items():
         if name in RENAMED and name not in known:
-            message = f"{library.__name__} of TRL 1.16 has no `{name}`: {RENAMED[name]}"
+            message = f"{library.__name__} has no `{name}` (TRL 1.16, transformers 5.23): {RENAMED[name]}"
         elif name not in known:
             near = difflib.get_close_matches(name, known, n=1)
             message = f"{library.__name__} has no argument `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")

@@ -1,4 +1,4 @@
-"""Config of the stages `sft` and `dpo`.
+"""Config of the stages `sft`, `dpo` and `prm`.
 
 `training` holds TRL's own arguments under TRL's own names: what changes the result stands in the step's config, what
 must not stands in its execution. Which is which is a table in `posttrain/arguments.py`, asked before anything runs.
@@ -14,7 +14,7 @@ from acorn.stage import Identity, Launched
 
 
 class PosttrainConfig(Identity):
-    """Identity shared by both stages."""
+    """Identity shared by the stages."""
 
     global_batch_size: int = Field(gt=0)
     """Rows (or pairs) per optimizer step, over all processes and accumulated micro-batches."""
@@ -39,6 +39,19 @@ class DpoConfig(PosttrainConfig):
     `training` goes to `trl.DPOConfig`. The reference model is the input model."""
 
 
+class PrmConfig(PosttrainConfig):
+    """A process reward model on a `steps` artifact; `training` goes to `transformers.TrainingArguments`."""
+
+    step_delimiter: str = Field(default="\n\n", min_length=1)
+    """Text between two steps; a step is scored at the last token of the delimiter behind it."""
+    max_length: int | None = Field(default=None, gt=0)
+    """Tokens of a row; steps beyond are left out. Default: the model's context."""
+    first_error_only: bool = True
+    """Ignore the labels behind the first step labelled 0: behind an error, right and wrong have no clear meaning."""
+    held_out: float = Field(default=0.02, ge=0, lt=1)
+    """Share of the prompts kept out of training: the threshold of first errors is fitted on them (0: it is 0.5)."""
+
+
 class PosttrainExecution(Launched):
     """How to run it: nothing here may change the result beyond the rounding of another summation order."""
 
@@ -50,3 +63,10 @@ class PosttrainExecution(Launched):
     """Optimizer steps between two lines of metrics."""
     training: dict[str, Any] = Field(default_factory=dict)
     """Arguments of TRL's config class that must not change the result (`gradient_checkpointing`, `dataloader_*`)."""
+
+
+class PrmExecution(PosttrainExecution):
+    """As for the others; looking at held-out rows changes no weight."""
+
+    validation_steps: int | None = Field(default=500, gt=0)
+    """Optimizer steps between two looks at the held-out rows; null: none."""

@@ -72,7 +72,7 @@ def guard_chat(prepared: Dataset, given: int, end_of_turn: int, max_length: int 
         cut += int((open_ended & at_limit).sum())
         pieces += len(lengths)
     dropped = max(0, given - pieces)
-    return _within(RowCounts(rows=given, truncated=cut + dropped), max_length, share)
+    return within(RowCounts(rows=given, truncated=cut + dropped), max_length, share)
 
 
 def guard_pairs(prepared: Dataset, given: int, end_of_turn: int, max_length: int | None, share: float) -> RowCounts:
@@ -93,10 +93,11 @@ def guard_pairs(prepared: Dataset, given: int, end_of_turn: int, max_length: int
                 )
         longest = len(row["prompt_ids"]) + max(len(chosen), len(rejected))
         cut += max_length is not None and longest > max_length
-    return _within(RowCounts(rows=given, truncated=cut + given - len(prepared)), max_length, share)
+    return within(RowCounts(rows=given, truncated=cut + given - len(prepared)), max_length, share)
 
 
-def _within(counts: RowCounts, max_length: int | None, share: float) -> RowCounts:
+def within(counts: RowCounts, max_length: int | None, share: float) -> RowCounts:
+    """`counts`, or ValueError where more than `share` of the rows are cut."""
     if counts.truncated > share * counts.rows:
         raise ValueError(
             f"max_length {max_length} cuts {counts.truncated} of {counts.rows} rows "

@@ -1,9 +1,9 @@
-"""The stages `sft` and `dpo`: a model and its training rows in, a model out."""
+"""The stages `sft`, `dpo` and `prm`: a model and its training rows in, a model out."""
 
 from __future__ import annotations
 
 from acorn.stage import Stage
-from posttrain.config import DpoConfig, PosttrainExecution, SftConfig
+from posttrain.config import DpoConfig, PosttrainExecution, PrmConfig, PrmExecution, SftConfig
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -30,6 +30,19 @@ STAGES: tuple[Stage, ...] = (
         warm=("posttrain.trl", "transformers.models.llama.modeling_llama", "wandb"),
         inputs={"model": "model", "preferences": "preferences"},
         check="posttrain.check:check_dpo",
+        launcher="accelerate",
+    ),
+    Stage(
+        name="prm",
+        package="posttrain",
+        version=1,
+        identity=PrmConfig,
+        execution=PrmExecution,
+        output="prm",
+        run="posttrain.prm:prm",
+        warm=("posttrain.prm", "transformers.models.llama.modeling_llama", "wandb"),
+        inputs={"model": "model", "steps": "steps"},
+        check="posttrain.check:check_prm",
         launcher="accelerate",
     ),
 )
