@@ -1,0 +1,121 @@
+"""Many searches at once: each problem's search is a coroutine, and one scheduler merges what they ask for.
+
+A method is written for one problem, as a generator that yields a request and is sent the reply. The scheduler lets
+`batch` of them advance together: all of a round's requests of one kind become one call of the engine or the verifier.
+What a search is answered does not depend on its neighbours, because the engine's randomness belongs to the sequence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from engine.interface import Engine, Sampling, Verifier
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Open:
+    """Start one sequence on a prompt, in the engine or in the verifier. Reply: its handle."""
+
+    prompt: Sequence[int]
+    verifier: bool = False
+
+
+@dataclass(frozen=True)
+class Step:
+    """Extend sequences. Reply: `list[StepOut]`."""
+
+    seqs: list[Any]
+    limits: list[int]
+    sampling: Sampling
+    stop: tuple[tuple[int, ...], ...] = ()
+
+
+@dataclass(frozen=True)
+class Extend:
+    """Score one step of each sequence. Reply: `list[float]`."""
+
+    seqs: list[Any]
+    steps: list[list[int]]
+
+
+Request: TypeAlias = Open | Step | Extend
+Search: TypeAlias = Generator[Request, Any, T]
+"""A search, or a part of one, that ends with a `T`."""
+
+
+def drive(
+    engine: Engine,
+    verifier: Verifier | None,
+    searches: Iterable[Callable[[], Search[T]]],
+    batch: int,
+    done: Callable[[int, T], None],
+) -> None:
+    """Run `searches`, at most `batch` at a time; `done(index, result)` as each ends.
+
+    Where one fails, all are closed (and free their sequences) before the error goes on.
+    """
+    waiting = enumerate(searches)
+    live: dict[int, tuple[Search[T], Any]] = {}  # index -> the search and the reply it waits for
+    try:
+        while True:
+            while len(live) < batch and (entry := next(waiting, None)) is not None:
+                live[entry[0]] = (entry[1](), None)
+            if not live:
+                return
+            requests: dict[int, Request] = {}
+            for index, (search, reply) in list(live.items()):
+                try:
+                    requests[index] = search.send(reply)
+                except StopIteration as end:
+                    del live[index]
+                    done(index, end.value)
+            for index, reply in _serve(engine, verifier, requests).items():
+                live[index] = (live[index][0], reply)
+    finally:
+        for search, _ in live.values():
+            search.close()
+
+
+def _serve(engine: Engine, verifier: Verifier | None, requests: dict[int, Request]) -> dict[int, Any]:
+    """Replies to one round of requests, by the index of the search that asked."""
+    groups: dict[Any, list[int]] = {}
+    for index, request in requests.items():
+        groups.setdefault(_kind(request), []).append(index)
+    replies: dict[int, Any] = {}
+    for indices in groups.values():
+        replies |= _call(engine, verifier, indices, [requests[index] for index in indices])
+    return replies
+
+
+def _kind(request: Request) -> Any:
+    """What may share a call."""
+    if isinstance(request, Open):
+        return (Open, request.verifier)
+    return (Step, request.sampling, request.stop) if isinstance(request, Step) else Extend
+
+
+def _call(engine: Engine, verifier: Verifier | None, indices: list[int], group: list[Any]) -> dict[int, Any]:
+    first = group[0]
+    if isinstance(first, Open):
+        prompts = [request.prompt for request in group]
+        if first.verifier:
+            assert verifier is not None
+            return dict(zip(indices, verifier.open(prompts), strict=True))
+        # Nothing is drawn from these: their forks are, each with a seed of its own.
+        return dict(zip(indices, engine.open(prompts, [0] * len(prompts)), strict=True))
+    seqs = [seq for request in group for seq in request.seqs]
+    flat: Sequence[Any]
+    if isinstance(first, Step):
+        limits = [limit for request in group for limit in request.limits]
+        flat = engine.step(seqs, first.sampling, limits, first.stop)
+    else:
+        assert verifier is not None
+        flat = verifier.extend(seqs, [step for request in group for step in request.steps])
+    rest = iter(flat)
+    return {
+        index: [next(rest) for _ in request.seqs] for index, request in zip(indices, group, strict=True)
+    }
