@@ -12,8 +12,8 @@ from collections.abc import Sequence
 
 from search.options import Adaptive
 from search.scheduler import Search
-from search.trial import Path, Trial
 from search.tree import Outcome
+from search.trial import Path, Trial
 from search.votes import group
 
 _POINTS = 400
@@ -45,7 +45,7 @@ def leads_second(votes: Sequence[int]) -> float:
     """P(p1 > p2) for Beta(v1 + 1, v2 + 1); `votes` largest first, a missing second counts 0."""
     first, second = votes[0], votes[1] if len(votes) > 1 else 0
     trials = first + second + 1
-    return math.fsum(math.comb(trials, k) for k in range(first + 1)) / 2**trials
+    return float(math.fsum(math.comb(trials, k) for k in range(first + 1)) / 2**trials)
 
 
 def leads_all(votes: Sequence[int]) -> float:

@@ -56,7 +56,7 @@ class Answers:
             return True
         numbers = [_number(first), _number(second)]
         if None not in numbers:
-            return numbers[0] == numbers[1]
+            return bool(numbers[0] == numbers[1])
         key = (first, second)
         if key not in self._known:
             self._known[key] = self._ask(first, second)

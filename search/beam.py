@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 
 from search.options import Beam, Dvts
 from search.scheduler import Search
-from search.trial import Path, Trial
 from search.tree import Outcome
+from search.trial import Path, Trial
 
 
 @dataclass

@@ -14,8 +14,8 @@ from dataclasses import replace
 
 from search.options import DeepConf
 from search.scheduler import Search, Step
-from search.trial import Path, Trial
 from search.tree import Outcome
+from search.trial import Path, Trial
 from search.votes import group
 
 

@@ -29,8 +29,9 @@ from search.particles import particles
 from search.rebase import rebase
 from search.sampling import greedy, sample_and_vote
 from search.scheduler import Search, drive
-from search.trial import Setup, Trial, Watch
+from search.setup import Setup
 from search.tree import Outcome
+from search.trial import Trial, Watch
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ Counts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)]
 class Options(Identity):
     """What all methods have."""
 
-    label: str | None = Field(None, pattern=r"^[A-Za-z0-9_.-]+$")
+    label: str | None = Field(default=None, pattern=r"^[A-Za-z0-9_.-]+$")
     """Name in results and metrics; default: the method's. Two variants of one method need two labels."""
     n: Counts
     name: str

@@ -14,8 +14,8 @@ from random import Random
 
 from search.options import EntropicParticles, Particles
 from search.scheduler import Search
-from search.trial import Path, Trial
 from search.tree import Outcome
+from search.trial import Trial
 
 _SURE = 1e-4
 """Scores are kept this far from 0 and 1: a logit of 9.2, not infinity."""

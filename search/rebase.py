@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from search.options import Rebase
 from search.scheduler import Search
-from search.trial import Path, Trial
 from search.tree import Outcome
+from search.trial import Path, Trial
 
 
 def rebase(trial: Trial, options: Rebase) -> Search[Outcome]:
@@ -34,7 +34,7 @@ def rebase(trial: Trial, options: Rebase) -> Search[Outcome]:
 
 
 def shares(scores: Sequence[float], width: int, temperature: float) -> list[int]:
-    """`width` places shared out by softmax(score / temperature), whole numbers by largest remainder; scores best first."""
+    """`width` places by softmax(score / temperature), whole numbers by largest remainder; `scores` best first."""
     if not scores:
         return []
     weights = [math.exp((score - scores[0]) / temperature) for score in scores]

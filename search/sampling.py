@@ -11,8 +11,9 @@ from dataclasses import replace
 from engine.interface import Sampling
 from search.options import BestOfN, Greedy, Majority, Weighted
 from search.scheduler import Search
-from search.trial import Path, Setup, Trial
+from search.setup import Setup
 from search.tree import Outcome
+from search.trial import Path, Trial
 from search.votes import Vote, choose
 
 VOTES: dict[str, Vote] = {"majority": "majority", "best_of_n": "best", "weighted": "weighted"}

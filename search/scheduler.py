@@ -116,6 +116,4 @@ def _call(engine: Engine, verifier: Verifier | None, indices: list[int], group: 
         assert verifier is not None
         flat = verifier.extend(seqs, [step for request in group for step in request.steps])
     rest = iter(flat)
-    return {
-        index: [next(rest) for _ in request.seqs] for index, request in zip(indices, group, strict=True)
-    }
+    return {index: [next(rest) for _ in request.seqs] for index, request in zip(indices, group, strict=True)}

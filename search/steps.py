@@ -74,7 +74,7 @@ def _refuse_merged(texts: dict[int, str], tokenizer: Any, delimiter: str) -> Non
     merged = [
         token
         for token, text in texts.items()
-        if text.rpartition(delimiter)[2].strip() and delimiter in text
+        if (delimiter in text and text.rpartition(delimiter)[2].strip())
         # The delimiter begun in one token and completed here, with text behind.
         or any(text.startswith(delimiter[i:]) and text[len(delimiter) - i :].strip() for i in range(1, len(delimiter)))
     ]
@@ -82,13 +82,13 @@ def _refuse_merged(texts: dict[int, str], tokenizer: Any, delimiter: str) -> Non
         names = ", ".join(f"{token} {texts[token]!r}" for token in merged[:_SHOWN])
         more = f" and {len(merged) - _SHOWN} more" if len(merged) > _SHOWN else ""
         raise ValueError(
-            f"this tokenizer merges the step delimiter {delimiter!r} with text behind it, so a step could not end there "
+            f"this tokenizer merges the step delimiter {delimiter!r} with text behind it, so a step cannot end there "
             f"(tokens {names}{more}): use a delimiter that its pre-tokenizer keeps apart, such as '\\n\\n' or '\\n'"
         )
 
 
 def _spellings(texts: dict[int, str], delimiter: str) -> Iterator[tuple[int, ...]]:
-    """Minimal token sequences whose text ends with the delimiter; a token that holds all of it may go on with blanks."""
+    """Minimal token sequences whose text ends with the delimiter; one that holds all of it may go on with blanks."""
     by_text: dict[str, list[int]] = {}
     for token, text in texts.items():
         by_text.setdefault(text, []).append(token)

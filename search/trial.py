@@ -10,40 +10,14 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 from engine.interface import Engine, Sampling, StepOut, Verifier
-from search.budget import Budget, Spent
+from search.budget import Spent
 from search.scheduler import Extend, Open, Search, Step
+from search.setup import Setup
 from search.tree import Candidate, Node, Outcome, Status
-from search.votes import Aggregation, Vote, aggregate, choose
-
-
-class Splitter(Protocol):
-    """What a search needs of `search.steps.StepSplitter`."""
-
-    @property
-    def stops(self) -> tuple[tuple[int, ...], ...]: ...
-    def split(self, ids: Sequence[int]) -> list[list[int]]: ...
-    def text(self, ids: Sequence[int]) -> str: ...
-
-
-class Reader(Protocol):
-    """What a search needs of `search.answers.Answers`."""
-
-    def extract(self, text: str) -> str | None: ...
-    def same(self, first: str, second: str) -> bool: ...
-
-
-@dataclass(frozen=True)
-class Setup:
-    """What the searches of all problems share."""
-
-    budget: Budget
-    splitter: Splitter
-    reader: Reader
-    sampling: Sampling = field(default_factory=Sampling)
-    aggregation: Aggregation = "last"
+from search.votes import Vote, aggregate, choose
 
 
 @dataclass(eq=False)

@@ -1,0 +1,286 @@
+"""The `search` stage: methods on the problems of a corpus; completions, trees, outcomes and figures out.
+
+All votes at all n come from one sampling of the largest n per problem and seed; every other method searches at each n.
+A problem that is finished is on disk before it counts, so a killed search goes on after it and leaves the same bytes.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from acorn.problems import WordProblem
+from acorn.stage import Job
+from acorn.tracking import Tracker
+from engine.interface import Engine, Sampling, Verifier
+from search.answers import Answers
+from search.budget import Budget
+from search.config import SearchConfig
+from search.methods import METHODS, check, check_room, search, seed_of
+from search.options import Greedy, Majority, Options, Sampled, Weighted
+from search.problems import encode, load_problems
+from search.records import Journal, candidate_row, node_row, outcome_row, write
+from search.results import passes, summarise
+from search.sampling import prefix
+from search.setup import Setup
+from search.steps import StepSplitter
+from search.tree import Outcome
+
+
+@dataclass(frozen=True)
+class Run:
+    """One search per seed and problem."""
+
+    name: str
+    n: int
+    options: Options
+    votes: tuple[tuple[Options, int], ...]
+    """What is concluded from it: the method itself, or the votes at each n of a sampling."""
+
+    @property
+    def sampled(self) -> bool:
+        return isinstance(self.options, Sampled)
+
+
+@dataclass
+class _Bench:
+    """All that the searches of a job share."""
+
+    config: SearchConfig
+    engine: Engine
+    verifier: Verifier | None
+    setup: Setup
+    problems: list[WordProblem]
+    prompts: list[list[int]]
+    journal: Journal
+    tracker: Tracker
+    batch_size: int
+
+
+def run(job: Job) -> dict[str, float]:
+    """Search; returns `search/<method>/<n>/accuracy` and `/tokens`, and `search/pass/<k>`.
+
+    Raises ValueError, before a model is loaded, for inputs that do not fit the config.
+    """
+    config: SearchConfig = job.config
+    problems = load_problems(job.inputs["corpus"], config)
+    budget = Budget(config.max_tokens, config.max_step_tokens, config.budget)
+    runs = plan(config, has_prm="prm" in job.inputs)
+    with Answers() as answers:
+        sampling = Sampling(**config.sampling.model_dump())
+        tokenizer = load_tokenizer(job.inputs["model"])
+        splitter = StepSplitter(tokenizer, config.step_delimiter)
+        setup = Setup(budget, splitter, answers, sampling, config.aggregation)
+        for method in config.methods:
+            check(METHODS[method.name], method, "prm" in job.inputs, setup)
+        prompts = [encode(tokenizer, row["question"], config.format, config.system_prompt) for row in problems]
+        engine, verifier = load_models(
+            job.inputs["model"], job.inputs.get("prm"), tokenizer, config.step_delimiter, job.device(), config.dtype
+        )
+        check_room(prompts, engine.context)
+        _check_verifier_room(verifier, prompts, config)
+        journal = Journal(job.scratch / "problems.jsonl")
+        with job.track(resume_step=len(journal.offsets) or None) as tracker:
+            bench = _Bench(
+                config, engine, verifier, setup, problems, prompts, journal, tracker, job.execution.batch_size
+            )
+            for one in runs:
+                _search(bench, one)
+            journal.close()
+            return _publish(bench, runs, job.out)
+
+
+def plan(config: SearchConfig, has_prm: bool) -> list[Run]:
+    """The searches that the methods need, sampling first."""
+    sampled = [method for method in config.methods if isinstance(method, Sampled)]
+    runs = []
+    if sampled:
+        most = max(n for method in sampled for n in method.n)
+        votes = tuple((method, n) for method in sampled for n in sizes(method))
+        runs.append(Run("samples", most, (Weighted if has_prm else Majority)(n=(most,)), votes))
+    for method in config.methods:
+        if not isinstance(method, Sampled):
+            runs += [Run(f"{method.title}-{n}", n, method.at(n), ((method, n),)) for n in method.n]
+    return runs
+
+
+def sizes(method: Options) -> list[int]:
+    """Where a vote is taken: at 1, 2, 4, ... n for one n, at each of several."""
+    if len(method.n) > 1:
+        return sorted(set(method.n))
+    return sorted({2**power for power in range(method.n[0].bit_length())} | {method.n[0]})
+
+
+def load_tokenizer(folder: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder)
+
+
+def load_models(
+    model: Path, prm: Path | None, tokenizer: Any, delimiter: str, device: str, dtype: str
+) -> tuple[Engine, Verifier | None]:
+    """The engine on `model` and the verifier on `prm`. Raises ValueError for a PRM that splits steps otherwise."""
+    if prm and (prm / "prm.json").exists():
+        trained = json.loads((prm / "prm.json").read_text()).get("step_delimiter", delimiter)
+        if trained != delimiter:
+            raise ValueError(
+                f"the PRM was trained on steps that end with {trained!r}, but step_delimiter is {delimiter!r}: set "
+                "step_delimiter to the PRM's"
+            )
+    from engine.prm import load_verifier
+    from engine.torch import TorchEngine
+
+    engine = TorchEngine(model, device=device, dtype=dtype)
+    return engine, load_verifier(prm, policy_tokenizer=tokenizer, device=device, dtype=dtype) if prm else None
+
+
+def _check_verifier_room(verifier: Verifier | None, prompts: Sequence[Sequence[int]], config: SearchConfig) -> None:
+    context = getattr(verifier, "context", None)
+    longest = max(map(len, prompts)) + config.max_tokens
+    if context is not None and longest > context:
+        raise ValueError(
+            f"the longest prompt with max_tokens={config.max_tokens} is {longest} tokens, the PRM's context {context}: "
+            "lower max_tokens, or train a PRM with a longer context"
+        )
+
+
+def _search(bench: _Bench, run: Run) -> None:
+    """The missing problems of one run, over all seeds; each is written down as it ends."""
+    seeds = _drawn_seeds(bench.config, run)
+    todo = [
+        (seed, index)
+        for seed, index in product(seeds, range(len(bench.problems)))
+        if (run.name, seed, bench.problems[index]["id"]) not in bench.journal.offsets
+    ]
+    if not todo:
+        return
+    before, started = bench.engine.usage(), time.monotonic()
+    bar = tqdm(total=len(seeds) * len(bench.problems), initial=len(seeds) * len(bench.problems) - len(todo))
+    bar.set_description(run.name)
+
+    def done(place: int, outcome: Outcome) -> None:
+        seed, index = todo[place]
+        bench.journal.add(_record(bench, run, seed, index, outcome))
+        bar.update()
+
+    setup = replace(bench.setup, budget=replace(bench.setup.budget, tokens=None)) if run.sampled else bench.setup
+    search(
+        bench.engine,
+        bench.verifier,
+        [bench.prompts[index] for _, index in todo],
+        [seed_of(seed, bench.problems[index]["id"]) for seed, index in todo],
+        run.options,
+        setup,
+        bench.batch_size,
+        done,
+    )
+    bar.close()
+    used = bench.engine.usage() - before
+    seconds = {f"search/{run.name}/seconds": round(time.monotonic() - started, 3)}
+    counts = {f"search/{run.name}/{name}_tokens": float(count) for name, count in asdict(used).items()}
+    bench.tracker.log(seconds | counts, step=len(bench.journal.offsets))
+
+
+def _drawn_seeds(config: SearchConfig, run: Run) -> tuple[int, ...]:
+    """Greedy decoding draws nothing: one seed stands for all."""
+    return config.seeds[:1] if isinstance(run.options, Greedy) else config.seeds
+
+
+def _record(bench: _Bench, run: Run, seed: int, index: int, outcome: Outcome) -> dict[str, Any]:
+    """All that is kept of one problem's search: a line of the journal."""
+    problem = bench.problems[index]
+    where = {"seed": seed, "id": problem["id"], "level": problem["level"]}
+    right = _judge(bench.setup, problem["answer"])
+    room = min(bench.config.max_tokens, bench.engine.context - len(bench.prompts[index]))
+    outcomes = []
+    for method, n in run.votes:
+        found = prefix(outcome, n, method.name, bench.setup, room) if run.sampled else outcome
+        outcomes.append(outcome_row(found, method.title, n, where, found.answer is not None and right(found.answer)))
+    candidates = [
+        candidate_row(one, one.finished and one.answer is not None and right(one.answer)) for one in outcome.candidates
+    ]
+    return {
+        "run": run.name,
+        "n": run.n,
+        **where,
+        "gold": problem["answer"],
+        "answer": outcome.answer,
+        "chosen": outcome.chosen,
+        "candidates": candidates,
+        "spent": asdict(outcome.spent),
+        "nodes": [node_row(node) for node in outcome.nodes],
+        "outcomes": outcomes,
+    }
+
+
+def _judge(setup: Setup, gold: str) -> Callable[[str], bool]:
+    return lambda answer: setup.reader.same(gold, answer)
+
+
+def _publish(bench: _Bench, runs: Sequence[Run], out: Path) -> dict[str, float]:
+    """Write the artifact in canonical order, whatever order problems ended in; returns the final metrics."""
+
+    def rows() -> Iterator[dict[str, Any]]:
+        for run, seed, problem in product(runs, bench.config.seeds, bench.problems):
+            known = _drawn_seeds(bench.config, run)
+            row = bench.journal.get(run.name, seed if seed in known else known[0], problem["id"])
+            yield row | {"seed": seed, "outcomes": [one | {"seed": seed} for one in row["outcomes"]]}
+
+    tree = ("run", "n", "seed", "id", "nodes")
+    write(
+        out / "completions.jsonl", ({k: v for k, v in row.items() if k not in ("nodes", "outcomes")} for row in rows())
+    )
+    write(out / "trees.jsonl", ({key: row[key] for key in tree} for row in rows()))
+    outcomes = [one for row in rows() for one in row["outcomes"]]
+    write(out / "outcomes.jsonl", outcomes)
+    counts = [
+        {key: row[key] for key in ("seed", "id", "level")}
+        | {"samples": len(row["candidates"]), "right": sum(one["correct"] for one in row["candidates"])}
+        for row in rows()
+        if row["run"] == "samples"
+    ]
+    figures = {
+        "methods": summarise(outcomes),
+        "pass": passes(counts, sorted({n for run in runs if run.sampled for _, n in run.votes})),
+        "protocol": _protocol(bench),
+    }
+    (out / "results.json").write_text(json.dumps(figures, indent=1) + "\n")
+    metrics = _metrics(figures)
+    bench.tracker.log(metrics)
+    return metrics | {"ledger/tokens": float(_spent(rows()))}
+
+
+def _metrics(figures: dict[str, Any]) -> dict[str, float]:
+    metrics: dict[str, float] = {}
+    for row in figures["methods"]:
+        if row["level"] is None and row["seed"] is None:
+            for figure, value in (("accuracy", row["mean"]), ("tokens", row["tokens"])):
+                metrics[f"search/{row['method']}/{row['n']}/{figure}"] = value
+    for row in figures["pass"]:
+        if row["level"] is None and row["seed"] is None:
+            metrics[f"search/pass/{row['k']}/accuracy"] = row["mean"]
+    return metrics
+
+
+def _spent(rows: Iterator[dict[str, Any]]) -> int:
+    return sum(row["spent"]["generated"] + row["spent"]["scored"] for row in rows)
+
+
+def _protocol(bench: _Bench) -> dict[str, Any]:
+    packages = ("transformers", "tokenizers", "torch", "math-verify")
+    return {
+        **bench.config.model_dump(mode="json"),
+        "problems_asked": len(bench.problems),
+        "interval": "95 % percentile bootstrap over problems, each with all its seeds; 2000 draws, seed 0",
+        "tokens": "generated + scored per problem, mean; prompts not counted",
+        "versions": {package: version(package) for package in packages},
+    }

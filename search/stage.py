@@ -1,0 +1,32 @@
+"""What `search` offers to recipes: plain data, no heavy import."""
+
+from __future__ import annotations
+
+from acorn.stage import Execution, Stage
+from search.config import PolicyConfig, SearchConfig, SearchExecution
+
+SEARCH = Stage(
+    name="search",
+    package="search",
+    version=1,
+    identity=SearchConfig,
+    execution=SearchExecution,
+    inputs={"corpus": "corpus", "model": "model", "prm?": "prm"},
+    output="search",
+    run="search.run:run",
+    warm=("engine.torch", "wandb"),
+    check="search.check:check",
+)
+
+SEARCH_POLICY = Stage(
+    name="search_policy",
+    package="search",
+    version=1,
+    identity=PolicyConfig,
+    execution=Execution,
+    inputs={"fit": "search", "apply": "search"},
+    output="search_policy",
+    run="search.policy:run",
+)
+
+STAGES: tuple[Stage, ...] = (SEARCH, SEARCH_POLICY)
