@@ -24,11 +24,13 @@ from acorn.report.markup import Html, join, tag, trusted
 from acorn.report.read import Run, read_run
 from acorn.report.records import records
 from acorn.report.samples import samples
+from acorn.report.thinking import thinking
 from registry import Registry
 
 __all__ = ["write_report"]
 
 _CHAIN_LEAD = "Each box is an artifact in the registry. Point at one for details, follow it for its record."
+_THINKING_LEAD = "Tokens generated and scored for one problem, against the share of problems solved."
 _ANSWERS_LEAD = "The same questions to every model. The first step that does not add up is marked."
 
 
@@ -53,6 +55,7 @@ def render(run: Run) -> str:
     sections = [
         _section("chain", "How it was made", _CHAIN_LEAD, chain(run)),
         _section("scores", "How good it is", "", scores(run)),
+        _section("thinking", "What thinking longer brings", _THINKING_LEAD, thinking(run)),
         _section("answers", "What they answered", _ANSWERS_LEAD, _answers(run, results)),
         _section("training", "How it learned", "", curves(run)),
         _section("data", "What it learned from", "", data(run)),

@@ -27,27 +27,34 @@ class Series:
     points: Sequence[Point]
     colour: int
     dashed: bool = False
+    intervals: Sequence[tuple[float, float, float]] = ()
+    """`(x, low, high)`, drawn as whiskers."""
 
 
 def line_chart(
-    series: Sequence[Series], x_name: str, log: bool | None = None, show: Callable[[float], str] = figure
+    series: Sequence[Series],
+    x_name: str,
+    log: bool | None = None,
+    show: Callable[[float], str] = figure,
+    log_x: bool = False,
+    within: tuple[float, float] | None = None,
 ) -> Html:
     """Curves over a common x, each labelled at its right end; long ones faint as logged, with a smoothed line over.
 
-    `log`: logarithmic y axis; by default where the values span a factor of 5. At least one value must be finite.
+    `log`: logarithmic y axis; by default where the values span a factor of 5. `log_x`: the same for x, which must be
+    positive. `within`: ends of the y axis; by default those of the values. At least one value must be finite.
     """
     shown = [replace(one, points=kept) for one in series if (kept := finite(one.points))]
     heights = [y for one in shown for _, y in one.points]
-    log = spans_decades(heights) if log is None else log
-    x = scale_over((px for one in shown for px, _ in one.points), LEFT, WIDTH - RIGHT)
+    log = spans_decades(heights) if log is None and within is None else bool(log)
     first, last = min(px for one in shown for px, _ in one.points), max(px for one in shown for px, _ in one.points)
-    x = Scale(first, last if last > first else first + 1, x.start, x.end)
-    y = scale_over(heights, HEIGHT - BOTTOM, TOP, log=log)
+    x = Scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT, log=log_x)
+    y = Scale(*within, HEIGHT - BOTTOM, TOP) if within else scale_over(heights, HEIGHT - BOTTOM, TOP, log=log)
     parts = [_y_axis(y, _plain if show is figure else show), _x_axis(x, x_name)]
     parts += [_curve(one, x, y) for one in shown]
     parts.append(_end_labels(shown, x, y, show))
     parts.append(tag("line", class_="cross", x1=0, x2=0, y1=TOP, y2=HEIGHT - BOTTOM))
-    extent = {"x0": x.low, "x1": x.high, "left": x.start, "right": x.end}
+    extent = {"x0": x.low, "x1": x.high, "left": x.start, "right": x.end, "log": log_x}
     label = f"{', '.join(one.name for one in shown)} over {x_name}"
     return _svg(parts, label, "chart", HEIGHT, data_extent=json.dumps(extent), data_x=x_name)
 
@@ -168,7 +175,11 @@ def _curve(series: Series, x: Scale, y: Scale) -> Html:
         line = _polyline(thinned(smoothed(series.points), 400), x, y, f"curve c{series.colour}{dashed}")
         return join([raw, line])
     dots = (tag("circle", class_=f"dot c{series.colour}", cx=x(px), cy=y(py), r=2.2) for px, py in series.points)
-    return join([raw, *dots])
+    whiskers = (
+        tag("line", class_=f"whisker fine c{series.colour}", x1=x(px), x2=x(px), y1=y(low), y2=y(high))
+        for px, low, high in series.intervals
+    )
+    return join([raw, *whiskers, *dots])
 
 
 def _polyline(points: Sequence[Point], x: Scale, y: Scale, kind: str, name: str | None = None) -> Html:

@@ -25,8 +25,9 @@ def headline(run: Run, results: Results | None) -> Html:
 
 
 def final_model(run: Run) -> Made | None:
-    """The last model of the chain that is built."""
-    models = [made for made in run.of_kind("model") if made.artifact]
+    """The model that is exported; where none is, the last of the chain that is built."""
+    exported = [run.made.get(made.step.inputs["model"]) for made in run.of_kind("gguf")]
+    models = [made for made in (*run.of_kind("model"), *exported) if made and made.artifact]
     return models[-1] if models else None
 
 

@@ -15,14 +15,16 @@
   const nearest = (points, x) => points.reduce((best, point) => (Math.abs(point[0] - x) < Math.abs(best[0] - x) ? point : best));
 
   for (const svg of document.querySelectorAll("svg[data-extent]")) {
-    const { x0, x1, left, right } = JSON.parse(svg.dataset.extent);
+    const { x0, x1, left, right, log } = JSON.parse(svg.dataset.extent);
+    const share = (x) => (log ? Math.log(x / x0) / Math.log(x1 / x0) : (x - x0) / (x1 - x0));
+    const value = (part) => (log ? x0 * (x1 / x0) ** part : x0 + part * (x1 - x0));
     const curves = [...svg.querySelectorAll("[data-points]")].map((line) => ({ name: line.dataset.name, points: JSON.parse(line.dataset.points) }));
     const cross = svg.querySelector(".cross");
     svg.addEventListener("pointermove", (event) => {
       const at = new DOMPoint(event.clientX, event.clientY).matrixTransform(svg.getScreenCTM().inverse()).x;
-      const wanted = x0 + ((at - left) / (right - left)) * (x1 - x0);
+      const wanted = value((at - left) / (right - left));
       const hits = curves.filter((curve) => curve.points.length).map((curve) => [curve.name, nearest(curve.points, wanted)]);
-      const drawn = left + ((nearest(hits.map(([, point]) => point), wanted)[0] - x0) / (x1 - x0)) * (right - left);
+      const drawn = left + share(nearest(hits.map(([, point]) => point), wanted)[0]) * (right - left);
       cross.setAttribute("x1", drawn);
       cross.setAttribute("x2", drawn);
       cross.style.visibility = "visible";
