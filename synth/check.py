@@ -1,4 +1,4 @@
-"""Asks distilabel's own classes about the arguments passed through to them, before anything runs."""
+"""Asks distilabel's and the engine's own classes about the arguments passed through to them, before anything runs."""
 
 from __future__ import annotations
 
@@ -24,6 +24,28 @@ def check(identity: Identity, execution: Execution) -> list[Problem]:
         message = "pairs rank samples of the step's `model` input, so the type must be 'model'"
         problems.insert(0, Problem("llm.type", message))
     return problems
+
+
+def check_steps(identity: Identity, execution: Execution) -> list[Problem]:
+    """Problems in `sampling`: the engine's `Sampling` knows its names and what they may be."""
+    from dataclasses import fields
+
+    from engine.interface import Sampling
+    from engine.rules import check_sampling
+    from synth.config import StepLabelsConfig
+
+    assert isinstance(identity, StepLabelsConfig)
+    known = {field.name for field in fields(Sampling)} - {"logprobs"}
+    if problems := _unknown("sampling", identity.sampling, known, "the engine's Sampling"):
+        return problems
+    try:
+        check_sampling(Sampling(**identity.sampling))
+    except (ValueError, TypeError) as error:
+        return [Problem("sampling", str(error))]
+    if identity.num_generations > 1 and identity.sampling.get("temperature", 1.0) == 0:
+        message = f"at 0 all {identity.num_generations} solutions of a problem are the same: raise it"
+        return [Problem("sampling.temperature", message)]
+    return []
 
 
 def _check_llm(llm: dict[str, Any]) -> list[Problem]:

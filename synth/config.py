@@ -1,4 +1,4 @@
-"""Typed config of the two data stages: `chat_data` and `preference_pairs`.
+"""Typed config of the three data stages: `chat_data`, `preference_pairs` and `step_labels`.
 
 Identity fields change the rows; execution fields only how they are made. What belongs to distilabel's LLM classes is
 passed through in `llm` under distilabel's own names; `synth.check` asks those classes about it.
@@ -6,13 +6,17 @@ passed through in `llm` under distilabel's own names; `synth.check` asks those c
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from acorn.stage import Execution, Identity
 
 LLMType = Literal["teacher", "model", "openai"]
+Corruption = Literal[
+    "off_by_1", "off_by_10", "operand", "total", "operation", "skipped", "duplicated", "distractor", "final"
+]
+"""`synth.corruptions` has one function for each."""
 
 
 def _has_known_type(llm: dict[str, Any]) -> dict[str, Any]:
@@ -73,6 +77,56 @@ class PreferencePairsConfig(_Problems):
     """Where no sample is right, the corpus's solution is the chosen one; else the prompt is rejected."""
 
 
+class ExactLabels(Identity):
+    """Steps are compared with the reference chain; for the procedural world alone (`synth.step_check`)."""
+
+    type: Literal["exact"] = "exact"
+
+
+class RolloutLabels(Identity):
+    """Monte-Carlo labels (Math-Shepherd, Wang et al. 2023, arXiv:2312.08935): the share of solutions, continued from
+    a step by the model itself, that reach the right answer. Only the answer need be known."""
+
+    type: Literal["rollouts"]
+    rollouts: int = Field(4, ge=1)
+    """Continuations from each step boundary."""
+    soft: bool = True
+    """The label is the share; else whether any reached the answer (the paper's soft and hard estimation)."""
+
+
+class StepLabelsConfig(_Problems):
+    """Identity of `step_labels`."""
+
+    num_generations: int = Field(8, ge=1)
+    """Solutions sampled per problem."""
+    sampling: dict[str, Any] = Field({"temperature": 1.0})
+    """The engine's `Sampling`: temperature, top_k, top_p, min_p."""
+    max_tokens: int = Field(256, ge=1)
+    """New tokens per solution; one that needs more counts as unfinished, its last step as wrong."""
+    label: Annotated[ExactLabels | RolloutLabels, Field(discriminator="type")] = ExactLabels()
+    after_error: Literal["wrong", "ignore", "cut"] = "wrong"
+    """Steps behind the first wrong one: labelled wrong; not labelled (null); or left out of the row."""
+    corrupted: float = Field(0.25, ge=0)
+    """Rows made from a reference solution by one wrong step, for each sampled row. `label: exact` only."""
+    corruptions: tuple[Corruption, ...] = Field(get_args(Corruption), min_length=1)
+    """Kinds of wrong steps, drawn evenly (a kind that does not fit a problem is drawn again)."""
+    references: float = Field(0.05, ge=0)
+    """Reference solutions, for each sampled row; at most one for each problem."""
+    max_wrong: float | None = Field(None, gt=0)
+    """Sampled rows with a wrong step, for each without, at a level; those over it are rejected. None keeps all."""
+    test_share: float = Field(0.05, gt=0, lt=1)
+    """Share of the problems whose rows go to `test.jsonl`. The corpus's own test problems are never touched."""
+
+    @model_validator(mode="after")
+    def _corruption_needs_a_chain(self) -> Self:
+        if self.corrupted and self.label.type != "exact":
+            raise ValueError(
+                f"corrupted: {self.corrupted} needs `label: {{type: exact}}`, which can tell that a step is wrong; "
+                "set `corrupted: 0` with rollouts"
+            )
+        return self
+
+
 class PairsExecution(Execution):
     """How samples are drawn: sizes that trade memory and lost work after a kill for speed."""
 
@@ -88,3 +142,14 @@ class ChatExecution(PairsExecution):
 
     shard_size: int = Field(default=4096, ge=1)
     """Prompts per distilabel pipeline; 256 is better where a model or a server answers."""
+
+
+class StepsExecution(PairsExecution):
+    """How solutions are sampled: by the engine, in this process."""
+
+    shard_size: int = Field(default=256, ge=1)
+    """Problems sampled between two commits: what a kill can lose."""
+    batch_size: int = Field(default=512, ge=1)
+    """Sequences in the engine at a time."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Of the model on this machine; bfloat16 for GPUs. It shifts what is drawn as any rounding does."""

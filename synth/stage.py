@@ -1,9 +1,16 @@
-"""What `synth` offers the spine: conversations and preference pairs, made by distilabel pipelines."""
+"""What `synth` offers the spine: conversations and preference pairs by distilabel, step labels by the engine."""
 
 from __future__ import annotations
 
 from acorn.stage import Stage
-from synth.config import ChatDataConfig, ChatExecution, PairsExecution, PreferencePairsConfig
+from synth.config import (
+    ChatDataConfig,
+    ChatExecution,
+    PairsExecution,
+    PreferencePairsConfig,
+    StepLabelsConfig,
+    StepsExecution,
+)
 
 CHAT_DATA = Stage(
     name="chat_data",
@@ -31,4 +38,17 @@ PREFERENCE_PAIRS = Stage(
     check="synth.check:check",
 )
 
-STAGES: tuple[Stage, ...] = (CHAT_DATA, PREFERENCE_PAIRS)
+STEP_LABELS = Stage(
+    name="step_labels",
+    package="synth",
+    version=1,
+    identity=StepLabelsConfig,
+    execution=StepsExecution,
+    inputs={"corpus": "corpus", "model": "model"},
+    output="steps",
+    run="synth.step_labels:run",
+    warm=("engine.torch", "transformers.models.llama.modeling_llama", "wandb"),
+    check="synth.check:check_steps",
+)
+
+STAGES: tuple[Stage, ...] = (CHAT_DATA, PREFERENCE_PAIRS, STEP_LABELS)
