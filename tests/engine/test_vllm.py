@@ -81,7 +81,7 @@ def test_sampling_becomes_vllms_arguments() -> None:
 def test_what_vllm_would_compute_otherwise_is_refused() -> None:
     with pytest.raises(ValueError, match="vLLM applies min-p first"):
         sampling_arguments(REQUEST, Sampling(top_p=0.9, min_p=0.1), frozenset(), [])
-    with pytest.raises(ValueError, match="enable_prefix_caching of vllm.LLM cannot be chosen"):
+    with pytest.raises(ValueError, match=r"enable_prefix_caching of vllm\.LLM cannot be chosen"):
         engine_arguments(Path("m"), {"enable_prefix_caching": False})
 
 
