@@ -21,12 +21,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 PRM_FILE = "prm.json"
+KINDS = ("auto", "token_classification", "qwen", "rlhflow")
+_QWEN_SYSTEM = "Please reason step by step, and put your final answer within \\boxed{}."
+"""Of Qwen2.5-Math-PRM's model card."""
 _LETTER = "A"
 """Stands for the next step where only its beginning matters."""
 
@@ -139,3 +142,95 @@ def encode_prompt(tokenizer: Any, prompt: str | Sequence[dict[str, str]]) -> lis
         text = tokenizer.apply_chat_template(list(prompt), tokenize=False, add_generation_prompt=True)
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids
+
+
+def recognise(
+    folder: Path,
+    kind: str,
+    tokenizer: Any,
+    step_delimiter: str | None = None,
+    separator: str | None = None,
+    system: str | None = None,
+) -> PrmFormat:
+    """The format of a model folder: what `prm.json` says, else what weights and vocabulary show for `kind`.
+
+    Arguments given overrule what was found. Raises ValueError for a folder that fits no layout, or not `kind`.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {kind!r}; choose one of {', '.join(KINDS)}")
+    form = _stated(folder) if kind == "auto" else None
+    if form is None:
+        form = _shown(folder, kind, tokenizer, separator)
+    form = replace(
+        form,
+        step_delimiter=form.step_delimiter if step_delimiter is None else step_delimiter,
+        separator=form.separator if separator is None else separator,
+        system=form.system if system is None else system,
+    )
+    if form.layout == "separator":
+        single_id(tokenizer, form.separator or "", "step token")
+    return form
+
+
+def _stated(folder: Path) -> PrmFormat | None:
+    path = folder / PRM_FILE
+    if not path.is_file():
+        return None
+    stated = json.loads(path.read_text())
+    known = {one.name for one in fields(PrmFormat)}
+    form = PrmFormat(**{name: value for name, value in stated.items() if name in known})
+    if form.layout not in get_args(Layout) or form.head not in get_args(Head):
+        raise ValueError(
+            f"{path} has layout {form.layout!r} and head {form.head!r}; known are the layouts "
+            f"{', '.join(get_args(Layout))} and the heads {', '.join(get_args(Head))}"
+        )
+    return form
+
+
+def _shown(folder: Path, kind: str, tokenizer: Any, separator: str | None) -> PrmFormat:
+    stored = tensor_shapes(folder)
+    name = next((name for name in ("score.2", "score", "classifier") if f"{name}.weight" in stored), None)
+    found = {"score.2": "qwen", "score": "token_classification", "classifier": "token_classification"}.get(name or "")
+    if found is None and {"+", "-"} <= tokenizer.get_vocab().keys():
+        found = "rlhflow"
+    if found is None or kind not in ("auto", found):
+        shown = f"weights like a {found} model" if found else "neither a scoring head nor answer tokens '+' and '-'"
+        raise ValueError(
+            f"{folder} is no process reward model {'of a known layout' if kind == 'auto' else f'of kind {kind}'}: it "
+            f"has {shown}; give a folder with a {PRM_FILE} (stage `prm` writes one), with a head `score` or "
+            "`classifier` of 1 or 2 labels, or a causal model trained to answer '+' or '-'"
+        )
+    if found == "rlhflow":
+        return PrmFormat("turns", "tokens")
+    labels = stored[f"{name}.weight"][1][0]
+    if labels > 2:
+        raise ValueError(
+            f"the head in {folder} has {labels} labels; a step's score needs 1 (scalar) or 2 (wrong, right)"
+        )
+    head: Head = "scalar" if labels == 1 else "two_class"
+    if found == "qwen":
+        return PrmFormat("separator", head, separator=separator or "<extra_0>", system=_QWEN_SYSTEM)
+    return PrmFormat("separator" if separator else "delimiter", head, separator=separator)
+
+
+def single_id(tokenizer: Any, token: str, what: str) -> int:
+    """Id of a token. Raises ValueError where the vocabulary has it not as one."""
+    found = tokenizer.get_vocab().get(token)
+    if found is None:
+        raise ValueError(
+            f"the PRM's tokenizer has no single token for its {what} {token!r}, so there is no place to read a score; "
+            "name the token that the model was trained with (`separator`), or use the tokenizer files it came with"
+        )
+    return int(found)
+
+
+def tensor_shapes(folder: Path) -> dict[str, tuple[str, list[int]]]:
+    """name -> (file, shape) of every tensor in a folder, from the safetensors headers. Raises FileNotFoundError."""
+    stored: dict[str, tuple[str, list[int]]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        stored |= {name: (path.name, one["shape"]) for name, one in header.items() if name != "__metadata__"}
+    if not stored:
+        raise FileNotFoundError(f"{folder} holds no *.safetensors; pickled weights are not read: convert them first")
+    return stored

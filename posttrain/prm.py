@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import AutoModelForTokenClassification, AutoTokenizer, TrainingArguments, set_seed
+from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, TrainingArguments, set_seed
 
 from acorn.stage import Job
 from acorn.tokenizers import copy_tokenizer
@@ -94,13 +94,13 @@ def build_prm(job: Job) -> tuple[PrmTrainer, RowCounts, Dataset, Dataset]:
     aside = np.asarray(rows["share"]) < config.held_out
     training, held_out = (rows.select(np.flatnonzero(side)) for side in (~aside, aside))
     set_seed(config.seed)  # draws the head
-    model = AutoModelForTokenClassification.from_pretrained(
-        source, num_labels=1, classifier_dropout=0.0, dtype=torch.float32
-    )
+    settings = AutoConfig.from_pretrained(source, num_labels=1)
+    settings.classifier_dropout = 0.0  # its default of 0.1 is drawn per process
+    model = AutoModelForTokenClassification.from_pretrained(source, config=settings, dtype=torch.float32)
     trainer = PrmTrainer(
         model=model,
         args=arguments,
-        train_dataset=needed(training),
+        train_dataset=needed(training, *(["begin"] if config.label_tokens == "all" else [])),
         eval_dataset=needed(held_out),
         data_collator=Collator(tokenizer.pad_token_id or 0),
         processing_class=tokenizer,
@@ -132,9 +132,9 @@ def max_length(config: PrmConfig, model: Path) -> int:
     return config.max_length or context
 
 
-def needed(rows: Dataset) -> Dataset:
+def needed(rows: Dataset, *more: str) -> Dataset:
     """The columns that the collator reads."""
-    return rows.select_columns(["input_ids", "ends", "labels"])
+    return rows.select_columns(["input_ids", "ends", "labels", *more])
 
 
 def score(trainer: PrmTrainer, rows: Dataset) -> list[Scored]:

@@ -70,6 +70,7 @@ def encode_row(row: dict[str, Any], tokenizer: Any, how: Reading) -> dict[str, A
     text = json.dumps(row["prompt"], sort_keys=True)
     return {
         "input_ids": (prompt + steps.ids)[: ends[kept - 1] if kept else 0],
+        "begin": len(prompt),
         "ends": ends[:kept],
         "labels": labels[:kept],
         "cut": any(label != IGNORED for label in labels[kept:]),
@@ -117,5 +118,9 @@ class Collator:
             length = len(row["input_ids"])
             ids_BT[index, :length] = torch.tensor(row["input_ids"])
             mask_BT[index, :length] = 1
-            labels_BT[index, torch.tensor(row["ends"]) - 1] = torch.tensor(row["labels"])
+            if "begin" in row:  # every token of a step
+                for begin, end, label in zip([row["begin"], *row["ends"]], row["ends"], row["labels"], strict=False):
+                    labels_BT[index, begin:end] = label
+            else:
+                labels_BT[index, torch.tensor(row["ends"]) - 1] = torch.tensor(row["labels"])
         return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}

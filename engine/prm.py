@@ -1,0 +1,236 @@
+"""A verifier on torch: a process reward model that keeps its own key-value cache and runs only what is new.
+
+`load_verifier` takes our own `prm` artifacts, token-classification folders, and the layouts of the well-known models
+(`engine.prm_formats`). Code from a model folder is never run: the backbone is transformers' own, and a head that needs
+code of its own (Qwen2.5-Math-PRM's two layers) is read as tensors into a small module here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+
+from engine.batch import Prefix
+from engine.cache import KVTree
+from engine.interface import Usage
+from engine.load import load_model, load_tree, pick_device
+from engine.prm_formats import PrmFormat, encode_steps, recognise, single_id, tensor_shapes
+from engine.prm_text import Delimited, PassThrough, Rewriter, Separated, Turns, Writer, same_ids
+from engine.rules import check_ids
+
+Kind = Literal["auto", "token_classification", "qwen", "rlhflow"]
+Score = Callable[[Tensor], Tensor]
+"""Output of the model at scored tokens (B, width) -> probabilities (B,)."""
+
+
+@dataclass(eq=False)
+class VerifierSeq:
+    """A handle; only `ids` is for others to read."""
+
+    prompt: tuple[int, ...]
+    steps: tuple[tuple[int, ...], ...] = ()
+    """Steps so far, in the generator's ids."""
+    ids: list[int] = field(default_factory=list)
+    """What the model has run through, in its own ids."""
+    prefix: Prefix | None = None
+    open: bool = True
+
+
+class TorchVerifier:
+    """`engine.interface.Verifier` over a `KVTree`. Not for several threads."""
+
+    def __init__(self, tree: KVTree, score: Score, writer: Writer, form: PrmFormat, vocab: int) -> None:
+        self._tree, self._score, self._writer, self._vocab = tree, score, writer, vocab
+        self.form = form
+        self._tokens = 0
+
+    @property
+    def context(self) -> int:
+        """Largest number of positions of a sequence, in the model's own tokens."""
+        return self._tree.context
+
+    def open(self, prompts: Sequence[Sequence[int]]) -> list[VerifierSeq]:
+        """Equal prompts of one call run through the model once."""
+        seqs = [VerifierSeq(tuple(prompt)) for prompt in prompts]
+        for index, prompt in enumerate(prompts):
+            if not len(prompt):
+                raise ValueError(f"prompt {index} is empty; give it at least one token")
+        written = {prompt: self._writer.ids(prompt, ()) for prompt in dict.fromkeys(seq.prompt for seq in seqs)}
+        fed = {prompt: VerifierSeq(prompt) for prompt in written}
+        self._feed(list(fed.values()), list(written.values()))
+        return [self._continue(fed[seq.prompt]) for seq in seqs]
+
+    def fork(self, seq: VerifierSeq, count: int) -> list[VerifierSeq]:
+        """Costs nothing: the cache of a prefix is shared."""
+        _check_open([seq])
+        return [self._continue(seq) for _ in range(count)]
+
+    def extend(self, seqs: Sequence[VerifierSeq], steps: Sequence[Sequence[int]]) -> list[float]:
+        """Append a step to each and score it; all in as few forward passes as memory allows.
+
+        Raises ValueError for an empty step, a closed sequence or one given twice, and a text over the context. After
+        an error the sequences are as before.
+        """
+        _check_open(seqs)
+        for index, step in enumerate(steps):
+            if not len(step):
+                raise ValueError(f"step {index} is empty; there is nothing to score, leave the sequence out")
+        after = [(*seq.steps, tuple(step)) for seq, step in zip(seqs, steps, strict=True)]
+        if not after:
+            return []
+        if isinstance(self._writer, PassThrough):
+            written = [[*seq.ids, *steps[-1]] for seq, steps in zip(seqs, after, strict=True)]
+        else:
+            written = [self._writer.ids(seq.prompt, steps) for seq, steps in zip(seqs, after, strict=True)]
+        scores: list[float] = self._score(self._feed(seqs, written)).tolist()
+        for seq, all_steps in zip(seqs, after, strict=True):
+            seq.steps = all_steps
+        return scores
+
+    def close(self, seqs: Sequence[VerifierSeq]) -> None:
+        _check_open(seqs)
+        for seq in seqs:
+            seq.open, seq.prefix = False, None
+
+    def usage(self) -> Usage:
+        return Usage(prompt=self._tokens)
+
+    def _continue(self, seq: VerifierSeq) -> VerifierSeq:
+        return VerifierSeq(seq.prompt, seq.steps, list(seq.ids), seq.prefix)
+
+    def _feed(self, seqs: Sequence[VerifierSeq], written: list[list[int]]) -> Tensor:
+        """Run what of `written` each sequence lacks; the model's output at the last token of each, (B, width)."""
+        starts, new = [], []
+        for index, (seq, ids) in enumerate(zip(seqs, written, strict=True)):
+            check_ids(ids, self._vocab, f"sequence {index}")
+            # A text may tokenise differently behind a prompt than was guessed; then all of it runs again.
+            kept = seq.prefix is not None and len(ids) > len(seq.ids) and ids[: len(seq.ids)] == seq.ids
+            starts.append(seq.prefix if kept else None)
+            new.append(ids[len(seq.ids) :] if kept else ids)
+        output, prefixes = self._tree.extend(starts, new)
+        self._tokens += sum(map(len, new))
+        for seq, ids, prefix in zip(seqs, written, prefixes, strict=True):
+            seq.ids, seq.prefix = ids, prefix
+        return output[:, -1]
+
+
+def load_verifier(
+    folder: Path | str,
+    kind: Kind = "auto",
+    policy_tokenizer: Any = None,
+    *,
+    step_delimiter: str | None = None,
+    separator: str | None = None,
+    system: str | None = None,
+    device: str = "auto",
+    dtype: torch.dtype | str | None = None,
+    context: int | None = None,
+    positions: int | None = None,
+) -> TorchVerifier:
+    """The process reward model in `folder`, for a generator with `policy_tokenizer` (default: the model's own).
+
+    `kind` "auto" recognises the layout; the next three arguments overrule what it found. `positions` limits the working
+    memory as in `KVTree`. Raises ValueError for a folder of no known layout, and for a tokenizer that does not fit:
+    no such step token, a delimiter that it merges away, more ids than the model has embeddings, no template.
+    """
+    from transformers import AutoTokenizer
+
+    folder = Path(folder)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    form = recognise(folder, kind, tokenizer, step_delimiter, separator, system)
+    writer = choose_writer(form, tokenizer, tokenizer if policy_tokenizer is None else policy_tokenizer)
+    device = pick_device(device)
+    if dtype is None:
+        dtype = torch.bfloat16 if device == "cuda" else torch.float32
+    backbone, score = _load(folder, form, tokenizer, device, dtype)
+    vocab = backbone.get_input_embeddings().weight.shape[0]
+    if (largest := max(tokenizer.get_vocab().values())) >= vocab:
+        raise ValueError(
+            f"the tokenizer in {folder} has ids up to {largest}, the model only {vocab} embeddings: these files do not "
+            "belong together; copy the tokenizer that the model was trained with into the folder"
+        )
+    return TorchVerifier(load_tree(backbone, context=context, positions=positions), score, writer, form, vocab)
+
+
+def choose_writer(form: PrmFormat, tokenizer: Any, policy: Any) -> Writer:
+    """Ids as they are where tokenizer and template are the same, else text written anew. Raises ValueError, see
+    `load_verifier`."""
+    for name, one in (("PRM", tokenizer), ("generator", policy)):
+        if not one.is_fast:
+            raise ValueError(
+                f"the {name}'s tokenizer has no tokenizer.json: convert it to a fast one, which has offsets"
+            )
+    if form.layout != "delimiter":
+        rewriter: Rewriter = (Separated if form.layout == "separator" else Turns)(tokenizer, policy, form)
+        rewriter.render([{"role": "user", "content": "A"}])
+        return rewriter
+    encode_steps(tokenizer, ["A", "A"], form.step_delimiter, 0)
+    same_template = tokenizer.chat_template == policy.chat_template
+    if same_template and form.system is None and (tokenizer is policy or same_ids(tokenizer, policy)):
+        return PassThrough()
+    rewriter = Delimited(tokenizer, policy, form)
+    if policy.chat_template is not None or tokenizer.chat_template is not None:
+        rewriter.render([{"role": "user", "content": "A"}])
+    return rewriter
+
+
+def _load(folder: Path, form: PrmFormat, tokenizer: Any, device: str, dtype: Any) -> tuple[Any, Score]:
+    """The model whose output is scored, and how."""
+    if form.head == "tokens":
+        good, bad = (single_id(tokenizer, token, "answer token") for token in (form.good, form.bad))
+        return load_model(folder, device, dtype), lambda logits: logits[:, [good, bad]].float().softmax(-1)[:, 0]
+    backbone = _load_backbone(folder, dtype).to(device).eval()
+    head = read_head(folder).to(device, torch.float32).eval()
+
+    @torch.inference_mode()
+    def score(hidden: Tensor) -> Tensor:
+        logits: Tensor = head(hidden.float())
+        return logits.softmax(-1)[:, 1] if form.head == "two_class" else logits[:, 0].sigmoid()
+
+    return backbone, score
+
+
+def _load_backbone(folder: Path, dtype: Any) -> Any:
+    from transformers import AutoConfig, AutoModel
+
+    # The name of the folder's own code is dropped with its config: `model_type` must be one that transformers knows.
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    return AutoModel.from_pretrained(
+        folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
+    )
+
+
+def read_head(folder: Path) -> nn.Module:
+    """The scoring head as stored: a linear layer (`score`, `classifier`), or two with ReLU (`score.0`, `score.2`)."""
+    stored = tensor_shapes(folder)
+    names = [name for name in ("score.0", "score.2", "score", "classifier") if f"{name}.weight" in stored]
+    layers: list[nn.Module] = []
+    for name in names:
+        weight = _tensor(folder, stored, f"{name}.weight")
+        bias = _tensor(folder, stored, f"{name}.bias") if f"{name}.bias" in stored else None
+        layer = nn.Linear(weight.shape[1], weight.shape[0], bias=bias is not None)
+        layer.weight = nn.Parameter(weight.float(), requires_grad=False)
+        if bias is not None:
+            layer.bias = nn.Parameter(bias.float(), requires_grad=False)
+        layers += [nn.ReLU(), layer] if layers else [layer]
+    return nn.Sequential(*layers)
+
+
+def _tensor(folder: Path, stored: dict[str, tuple[str, list[int]]], name: str) -> Tensor:
+    with safe_open(folder / stored[name][0], framework="pt") as file:
+        tensor: Tensor = file.get_tensor(name)
+    return tensor
+
+
+def _check_open(seqs: Sequence[VerifierSeq]) -> None:
+    if any(not seq.open for seq in seqs):
+        raise ValueError("the sequence was closed; fork it before closing if it is still needed")
+    if repeated := [index for index, count in Counter(map(id, seqs)).items() if count > 1]:
+        raise ValueError(f"{len(repeated)} sequences are given twice in one call; fork them first")
