@@ -10,7 +10,7 @@ using it twice forks it, dropping it frees it, and sequences that share a prompt
 
 `hidden` is the model's `logits` if it has some, else its `last_hidden_state` [rows, last, width]: of the last token
 of each row (`last=1`), or of the last few. For a head of your own, make the tree of the backbone
-(`load_tree(model.model)`) and apply the head to what comes back.
+(`load_tree(model.model)`) and apply the head to what comes back, under `torch.inference_mode()`.
 
 Working memory is bounded: `extend` splits its rows so that a forward pass runs at most `chunk` tokens and the batch
 holds at most `positions` cache positions (rows times the longest row, plus shared prompts). Prefixes themselves are
@@ -19,6 +19,7 @@ held until dropped: `bytes_per_position` times their tokens.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -55,7 +56,7 @@ class KVTree:
         self.bytes_per_position = shape.bytes_per_position(self.dtype)
         self.positions = positions or int(free_memory(self.device) * SHARE) // self.bytes_per_position
         self._store = Store(shape, self.dtype, self.device)
-        self._logits = hasattr(model, "lm_head") or model.get_output_embeddings() is not None
+        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
     def extend(
@@ -83,6 +84,15 @@ class KVTree:
     def batch(self, prefixes: Sequence[Prefix | None]) -> Batch:
         """A batch to feed token by token. The one made before must not be used any more."""
         return Batch(self._store, prefixes, self.plain)
+
+    def run(self, batch: Batch, ids_BN: Tensor, pads: Sequence[int] | None = None, last: int = 1) -> Tensor:
+        """Feed a batch (see `Batch.feed`): logits, or else hidden states, of the newest tokens, [B, last, width].
+
+        Models with a language head compute logits of those alone.
+        """
+        output = batch.feed(self.model, ids_BN, pads, **({"logits_to_keep": last} if self._keeps else {}))
+        values: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
+        return values[:, -last:]
 
     def split(self, prefixes: Sequence[Prefix | None], new: Sequence[int]) -> list[list[int]]:
         """Indices of the rows that may run together when each grows by up to `new`, in the given order.
@@ -132,17 +142,13 @@ class KVTree:
         batch = self.batch(prefixes)
         longest = max(map(len, ids))
         ids_BN = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=self.device)
-        outputs: list[Tensor] = []
         # A pass at the start of `longest` may be short, so that the last one holds at least `last` tokens.
         width = max(self.chunk // len(ids), last, 1)
         starts = list(range(longest - width, 0, -width))[::-1]
         for start, end in zip([0, *starts], [*starts, longest], strict=True):
             pads = [min(end - start, max(0, longest - len(row) - start)) for row in ids]
-            keep = last if end == longest else 1
-            options = {"logits_to_keep": keep} if self._logits else {}
-            output = batch.feed(self.model, ids_BN[:, start:end], pads, **options)
-            outputs = [output.logits if self._logits else output.last_hidden_state[:, -keep:]]
-        return outputs[0], [batch.save(row, len(new)) for row, new in enumerate(ids)]
+            output = self.run(batch, ids_BN[:, start:end], pads, last if end == longest else 1)
+        return output, [batch.save(row, len(new)) for row, new in enumerate(ids)]
 
 
 def free_memory(device: torch.device) -> int:
