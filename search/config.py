@@ -102,3 +102,19 @@ class PolicyConfig(Identity):
         if list(bins) != sorted(set(bins)) or any(not 0 < border < 1 for border in bins):
             raise ValueError(f"bins {list(bins)} must rise and lie between 0 and 1")
         return bins
+
+
+class Opponent(Identity):
+    """What a method is held against."""
+
+    search: str
+    """Role of the step's input that holds it."""
+    method: str = "greedy"
+    n: int | None = Field(1, ge=1)
+    """None: the n of whatever is held against it."""
+
+
+class ComparisonConfig(Identity):
+    """Identity of `search_comparison`: every method of every search minus each opponent, problem by problem."""
+
+    against: tuple[Opponent, ...] = Field(min_length=1)

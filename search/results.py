@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -60,35 +60,33 @@ def _by_problem(rows: Iterable[Any], value: Callable[[Any], float]) -> list[floa
     return [fmean(values) for values in found.values()]
 
 
-def compare(
-    first: Path, second: Path, methods: tuple[str, str], sizes: tuple[int, int] = (1, 1), level: int | None = None
-) -> Interval:
-    """Accuracy of `first` (method and n) minus that of `second`, problem by problem, with its 95 % interval.
+@dataclass(frozen=True)
+class Solved:
+    """Which problems a method solved at one n: problem -> share of the seeds, by level."""
 
-    Both are folders of search artifacts. Raises ValueError where they share no problem, or hold none of the method.
-    """
-    sides = [
-        _accuracies(folder, method, n, level) for folder, method, n in zip((first, second), methods, sizes, strict=True)
-    ]
-    shared = [problem for problem in sides[0] if problem in sides[1]]
-    if not shared:
-        raise ValueError(
-            f"{first} and {second} share no problem: search both on one corpus with the same split, problems and "
-            "problem_seed"
-        )
-    return interval([sides[0][problem] - sides[1][problem] for problem in shared])
+    levels: dict[str, int]
+    shares: dict[str, float]
+
+    def minus(self, other: Solved, level: int | None = None) -> Interval:
+        """Mean difference on the problems of `level` (None: all), paired, with its 95 % interval.
+
+        Raises ValueError where both know none of the same problems.
+        """
+        shared = [name for name in self.shares if name in other.shares and level in (None, self.levels[name])]
+        if not shared:
+            raise ValueError(
+                "the searches share no problem: run both on one corpus with the same split, problems and problem_seed"
+            )
+        return interval([self.shares[name] - other.shares[name] for name in shared])
 
 
-def _accuracies(folder: Path, method: str, n: int, level: int | None) -> dict[str, float]:
-    """Problem -> share of seeds that got it right."""
-    found: dict[str, list[float]] = defaultdict(list)
-    known = set()
+def solved(folder: Path) -> dict[tuple[str, int], Solved]:
+    """Every method and n of a search artifact."""
+    rights: dict[tuple[str, int], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    levels: dict[str, int] = {}
     for row in read(folder / "outcomes.jsonl"):
-        known.add(f"{row['method']} at n={row['n']}")
-        if row["method"] == method and row["n"] == n and level in (None, row["level"]):
-            found[row["id"]].append(float(row["correct"]))
-    if not found:
-        raise ValueError(
-            f"{folder} has no {method} at n={n} (level {level or 'any'}); it has {', '.join(sorted(known))}"
-        )
-    return {problem: fmean(values) for problem, values in found.items()}
+        rights[row["method"], row["n"]][row["id"]].append(float(row["correct"]))
+        levels[row["id"]] = row["level"]
+    return {
+        run: Solved(levels, {name: fmean(values) for name, values in found.items()}) for run, found in rights.items()
+    }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from acorn.stage import Execution, Stage
-from search.config import PolicyConfig, SearchConfig, SearchExecution
+from search.config import ComparisonConfig, PolicyConfig, SearchConfig, SearchExecution
 
 SEARCH = Stage(
     name="search",
@@ -29,4 +29,15 @@ SEARCH_POLICY = Stage(
     run="search.policy:run",
 )
 
-STAGES: tuple[Stage, ...] = (SEARCH, SEARCH_POLICY)
+SEARCH_COMPARISON = Stage(
+    name="search_comparison",
+    package="search",
+    version=1,
+    identity=ComparisonConfig,
+    execution=Execution,
+    more="search",
+    output="search_comparison",
+    run="search.comparison:run",
+)
+
+STAGES: tuple[Stage, ...] = (SEARCH, SEARCH_POLICY, SEARCH_COMPARISON)

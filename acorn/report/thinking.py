@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 from acorn.report.charts import Series, line_chart
@@ -27,9 +28,10 @@ def thinking(run: Run) -> Html | None:
     searches = [(one, results) for one, results in built if not _only_greedy(results)]
     if not searches:
         return missing(made)
-    differences = [(one, rows) for one in run.of_kind("search_comparison") if (rows := one.json("results.json"))]
     parts = [_search(run, one, results, baselines) for one, results in searches]
-    return join([*parts, *(_differences(one, rows) for one, rows in differences), *_policies(run)])
+    for comparison in run.of_kind("search_comparison"):
+        parts += [_differences(table) for table in (comparison.json("results.json") or {"tables": []})["tables"]]
+    return join([*parts, *_policies(run)])
 
 
 def _only_greedy(results: dict[str, Any]) -> bool:
@@ -125,23 +127,25 @@ def _table(results: dict[str, Any]) -> Html:
     )
 
 
-def _differences(made: Made, results: dict[str, Any]) -> Html:
+def _differences(results: dict[str, Any]) -> Html:
     """Each method minus the baseline on the same problems, paired."""
-    levels = sorted({row["level"] for row in results["differences"] if row["level"] is not None})
-    base = results["baseline"]
+    rows, base = results["differences"], results["baseline"]
+    levels = sorted({row["level"] for row in rows if row["level"] is not None})
     head = ["search", "method", *map(head_number, ("n", "all levels", *(f"level {level}" for level in levels)))]
     groups: dict[tuple[str, str, int], dict[int | None, dict[str, Any]]] = {}
-    for row in results["differences"]:
-        groups.setdefault((row["role"], row["method"], row["n"]), {})[row["level"]] = row
-    rows = (
+    for row in rows:
+        groups.setdefault((row["search"], row["method"], row["n"]), {})[row["level"]] = row
+    lines = (
         [role, tag("td", method, class_="strong"), number(n), *(_difference(cuts.get(cut)) for cut in (None, *levels))]
         for (role, method, n), cuts in groups.items()
     )
+    same = "the same n" if base["n"] is None else f"n = {base['n']}"
     caption = (
-        f"Points of accuracy above {base['role']}'s {base['method']} on the same problems, with 95 % intervals "
-        "(bootstrap over problems). Bold where the interval does not hold zero."
+        f"Percentage points of accuracy above {base['method']} of {base['search']} ({same}) on the same problems, with "
+        "95 % intervals (bootstrap over problems). Bold where the interval does not hold zero."
     )
-    return tag("div", tag("h3", made.name), tag("p", caption, class_="caption"), table(head, rows), class_="block")
+    title = tag("h3", f"Against {base['search']}, {base['method']}")
+    return tag("div", title, tag("p", caption, class_="caption"), table(head, lines), class_="block")
 
 
 def _difference(row: dict[str, Any] | None) -> Html:
@@ -157,4 +161,37 @@ def _span(row: dict[str, Any], digits: int) -> str:
 
 
 def _policies(run: Run) -> list[Html]:
-    return []
+    """Compute-optimal: the fitted policy on held-out problems, beside the best single method at the same budget."""
+    return [
+        _policy(made, curve["curve"], made.json("policy.json"))
+        for made in run.of_kind("search_policy")
+        if (curve := made.json("curve.json"))
+    ]
+
+
+def _policy(made: Made, curve: Figures, policy: dict[str, Any]) -> Html:
+    names = {"policy": "policy", "single": "single", "hindsight": "hindsight"}
+    lines = [
+        _line(name, colour, [row[group] for row in curve])
+        for colour, (group, name) in enumerate(names.items(), start=1)
+    ]
+    caption = (
+        "Method and n chosen by how hard a problem looks to a short probe, whose tokens count. Single: the method that "
+        "was best on the problems it was fitted on; hindsight: the one that turned out best on these."
+    )
+    drawn = line_chart(lines, "tokens per problem", show=_share, log_x=True)
+    figure = tag("figure", tag("figcaption", tag("b", "Compute-optimal"), tag("span", caption)), drawn)
+    return tag("div", tag("h3", made.name), tag("div", figure, _choices(policy), class_="beside"), class_="block")
+
+
+def _choices(policy: dict[str, Any]) -> Html:
+    """What the policy does at each budget, from the hardest bin to the easiest."""
+    edges = [0.0, *policy["borders"], 1.0]
+    head = [head_number("budget"), *(f"{100 * low:.0f}-{100 * high:.0f}% likely" for low, high in pairwise(edges))]
+    return table(
+        head,
+        (
+            [number(f"{row['budget']:,}"), *(f"{one['method']} {one['n']}" for one in row["bins"])]
+            for row in policy["budgets"]
+        ),
+    )
