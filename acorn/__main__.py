@@ -13,7 +13,9 @@ STAGE_COMMANDS = {
     "posttrain": "SFT and DPO (TRL)",
     "sft": "supervised fine-tuning (TRL)",
     "dpo": "preference optimisation (TRL)",
+    "prm": "process reward model",
     "eval": "evaluation (lighteval)",
+    "search": "test-time search; with --prompt a model thinks about one problem",
     "export": "GGUF and an answer through llama.cpp",
 }
 
@@ -44,6 +46,8 @@ def parser() -> argparse.ArgumentParser:
     for name, text in STAGE_COMMANDS.items():
         stage = commands.add_parser(name, help=text)
         stage_arguments(stage)
+        if name == "search":
+            _thinking(stage)
 
     report = commands.add_parser("report", help="the run of a recipe as one self-contained HTML page")
     _recipe(report, "report")
@@ -58,6 +62,20 @@ def parser() -> argparse.ArgumentParser:
 def stage_arguments(target: argparse.ArgumentParser) -> None:
     _recipe(target, "stage")
     target.add_argument("--step", metavar="NAME", action="append", help="one step of the recipe (repeatable)")
+
+
+def _thinking(target: argparse.ArgumentParser) -> None:
+    """`acorn search REF --prompt TEXT`: defaults are those of `search.show.solve`."""
+    target.set_defaults(handler="search")
+    one = target.add_argument_group("one prompt", "RECIPE is then a model: a ref, a key or a folder")
+    one.add_argument("--prompt", metavar="TEXT", help="solve this instead of running a recipe")
+    one.add_argument("--method", default="weighted", help="weighted (default), majority, beam, dvts, rebase, ...")
+    one.add_argument("--n", type=int, help="solutions worked on at once (default: 16)")
+    one.add_argument("--budget", type=int, metavar="TOKENS", help="tokens generated and scored, at most")
+    one.add_argument("--max-tokens", type=int, default=256, metavar="TOKENS", help="of one solution (default: 256)")
+    one.add_argument("--prm", metavar="REF", help="the verifier (default: the one trained for the model)")
+    one.add_argument("--seed", type=int, default=0)
+    one.add_argument("--show", action="store_true", help="the tree as it grows")
 
 
 def _recipe(target: argparse.ArgumentParser, handler: str) -> None:

@@ -96,6 +96,27 @@ def stage(options: Namespace) -> int:
     return 0
 
 
+def search(options: Namespace) -> int:
+    """A recipe's searches, or one prompt."""
+    if options.prompt is None:
+        return stage(options)
+    from acorn.thinking import think
+
+    found = think(
+        Registry(options.home),
+        options.recipe,
+        options.prm,
+        options.prompt,
+        options.method,
+        {} if options.n is None else {"n": options.n},
+        budget=options.budget,
+        max_tokens=options.max_tokens,
+        seed=options.seed,
+        show=options.show,
+    )
+    return 0 if found else 1
+
+
 def report(options: Namespace) -> int:
     from acorn.report import write_report
 

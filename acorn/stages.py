@@ -7,7 +7,7 @@ from importlib import import_module
 
 from acorn.stage import Stage
 
-PACKAGES = ("corpus", "pretrain", "synth", "posttrain", "eval", "export")
+PACKAGES = ("corpus", "pretrain", "synth", "posttrain", "eval", "search", "export")
 
 
 @cache
