@@ -86,7 +86,7 @@ class LlamaCppEngine(ResubmitEngine):
         self._server.close()
 
     def _complete(self, requests: Sequence[Request], sampling: Sampling, stop: Stops) -> list[Completion]:
-        texts = [self._text(tuple(sequence)) for sequence in stop]
+        texts = shortest([self._text(tuple(sequence)) for sequence in stop])
         slots = len(self._cached)
         done: list[Completion] = []
         for start in range(0, len(requests), slots):
@@ -129,7 +129,7 @@ class LlamaCppEngine(ResubmitEngine):
             "cache_prompt": True,
             "response_fields": _FIELDS,
         }
-        ran = int(self._server.request("/completion", body, slot)["timings"]["prompt_n"])
+        ran = int(self._server.request("/completion", body)["timings"]["prompt_n"])
         self._cached[slot] = _row(request.ids)
         return request.spent(ran, 0)
 
@@ -159,7 +159,7 @@ class LlamaCppEngine(ResubmitEngine):
             "response_fields": _FIELDS,
             **sampling_body(sampling, request.seed, self.vocab),
         }
-        answer = self._server.request("/completion", body, slot)
+        answer = self._server.request("/completion", body)
         drawn = [int(token) for token in answer["tokens"]]
         spent = request.spent(int(answer["timings"]["prompt_n"]), len(drawn))
         entries = list(answer.get("completion_probabilities", []))
@@ -210,7 +210,7 @@ class LlamaCppEngine(ResubmitEngine):
             "n_probs": count,
             "response_fields": _FIELDS,
         }
-        answer = self._server.request("/completion", body, slot)
+        answer = self._server.request("/completion", body)
         found = answer.get("completion_probabilities")
         return found[0] if found else None, asked.spent(int(answer["timings"]["prompt_n"]), 0)
 
@@ -233,6 +233,13 @@ def sampling_body(sampling: Sampling, seed: int, vocab: int) -> dict[str, Any]:
         "samplers": _SAMPLERS,
         "n_probs": min(max(1, sampling.logprobs), vocab),
     }
+
+
+def shortest(texts: Sequence[str]) -> list[str]:
+    """`texts` without those that hold another: where one occurs, so does the other. Empty ones stay."""
+    return [
+        text for text in dict.fromkeys(texts) if not any(other and other != text and other in text for other in texts)
+    ]
 
 
 def place(prompts: Sequence[np.ndarray], cached: Sequence[np.ndarray]) -> list[int]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.interface import Engine, Sampling, Usage
-from engine.llamacpp import LlamaCppEngine, common_prefix, place
+from engine.llamacpp import LlamaCppEngine, common_prefix, place, shortest
 from engine.llamaserver import LlamaError
 from engine.torch import TorchEngine
 from export.gguf import write_gguf
@@ -164,6 +164,7 @@ def test_prompts_go_to_the_slots_that_hold_most_of_them() -> None:
 
     cached = [np.array(ids) for ids in ([1, 2, 3, 4], [], [1, 2, 9])]
     assert place([np.array([1, 2, 9, 9]), np.array([1, 2, 3]), np.array([7])], cached) == [2, 0, 1]
+    assert shortest(["\n\n", ".\n\n", "\n\n", "", "x"]) == ["\n\n", "", "x"]
     assert common_prefix(cached[0], cached[2]) == 2 and common_prefix(cached[0], cached[0]) == 4
 
 
