@@ -21,6 +21,7 @@ def main() -> None:
         gold, answer = (parse(f"${text}$", parsing_timeout=0) for text in (first, second))
         return bool(gold and answer and verify(gold, answer, timeout_seconds=0))
 
+    same("x", r"\frac{x^2}{x}")  # what is imported at the first use must not count against the first answer
     print("ready", file=replies, flush=True)
     for line in sys.stdin:
         first, second = json.loads(line)

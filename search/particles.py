@@ -47,7 +47,7 @@ def resample(weights: Sequence[float], count: int, offset: float) -> list[int]:
     """
     drawn, reached, index = [], weights[0], 0
     for tooth in range(count):
-        while reached < (tooth + offset) / count and index < len(weights) - 1:
+        while reached <= (tooth + offset) / count and index < len(weights) - 1:
             index += 1
             reached += weights[index]
         drawn.append(index)

@@ -59,25 +59,35 @@ def drive(
     Where one fails, all are closed (and free their sequences) before the error goes on.
     """
     waiting = enumerate(searches)
-    live: dict[int, tuple[Search[T], Any]] = {}  # index -> the search and the reply it waits for
+    live: dict[int, Search[T]] = {}
+    asked: dict[int, Request] = {}
     try:
         while True:
+            replies: dict[int, Any] = _serve(engine, verifier, _due(asked))
+            asked = {index: request for index, request in asked.items() if index not in replies}
             while len(live) < batch and (entry := next(waiting, None)) is not None:
-                live[entry[0]] = (entry[1](), None)
+                live[entry[0]] = entry[1]()
+                replies[entry[0]] = None
             if not live:
                 return
-            requests: dict[int, Request] = {}
-            for index, (search, reply) in list(live.items()):
+            for index, reply in replies.items():
                 try:
-                    requests[index] = search.send(reply)
+                    asked[index] = live[index].send(reply)
                 except StopIteration as end:
                     del live[index]
                     done(index, end.value)
-            for index, reply in _serve(engine, verifier, requests).items():
-                live[index] = (live[index][0], reply)
     finally:
-        for search, _ in live.values():
+        for search in live.values():
             search.close()
+
+
+def _due(asked: dict[int, Request]) -> dict[int, Request]:
+    """What to serve next: generation waits until nothing else is asked, so that all searches meet in one call of it.
+
+    Served at once, searches would drift apart: with eight problems of eight samples each, sampling took twice as long.
+    """
+    cheap = {index: request for index, request in asked.items() if not isinstance(request, Step)}
+    return cheap or asked
 
 
 def _serve(engine: Engine, verifier: Verifier | None, requests: dict[int, Request]) -> dict[int, Any]:

@@ -1,0 +1,71 @@
+"""Answers are read out of solutions and compared by value, within a time limit."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from search.answers import Answers
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[Answers]:
+    with Answers() as one:
+        yield one
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("4+5=9\n\n#### 9", "9"),
+        ("#### 1\n#### 1,200", "1200"),
+        ("#### $18.50 dollars.", "37/2"),
+        (r"#### \frac{1}{2}", r"\frac{1}{2}"),
+        ("#### 3x+2", "3x+2"),
+        ("#### 1/2", "1/2"),
+        (r"so \boxed{1} or \boxed{\frac{3}{4}}", r"\frac{3}{4}"),
+        (r"left open \boxed{3", None),
+        ("no answer: 12", None),
+        ("####", None),
+    ],
+)
+def test_the_final_answer_is_found(answers: Answers, text: str, answer: str | None) -> None:
+    assert answers.extract(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "equal"),
+    [
+        ("1,000", "1000.0", True),
+        ("1/2", "0.5", True),
+        ("0.1", "0.10000000000000000001", False),
+        ("12", "-12", False),
+        (r"\frac{1}{2}", "0.5", True),
+        (r"\frac{\sqrt{8}}{2}", r"\sqrt{2}", True),
+        ("x+1", "1+x", True),
+        (r"\{1,2\}", r"\{2,1\}", True),
+        ("x+1", "x+2", False),
+        (r"\frac{", r"\frac{}", False),
+        ("", r"\left(", False),
+    ],
+)
+def test_answers_are_compared_by_value(answers: Answers, first: str, second: str, equal: bool) -> None:
+    assert answers.same(first, second) is equal
+
+
+def test_a_nasty_answer_is_given_up_in_time_and_the_next_one_is_compared() -> None:
+    with Answers(limit=2) as answers, ThreadPoolExecutor(1) as pool:
+        assert pool.submit(answers.same, r"\sqrt{2}", r"\sqrt{2.0}").result() is True, "off the main thread"
+        started = time.monotonic()
+        assert pool.submit(answers.same, "7", "9^{9^{9^{9^{9}}}}").result() is False
+        assert answers.timeouts == 1
+        assert time.monotonic() - started < 60
+        assert answers.same(r"\frac{4}{2}x", "2x") is True
+
+
+def test_huge_numbers_are_no_trap(answers: Answers) -> None:
+    assert answers.same("1" * 5000, "2") is False
+    assert answers.extract("#### 1e999999999") != "1"
