@@ -22,12 +22,13 @@ from engine.cache import KVTree
 from engine.interface import Usage
 from engine.load import load_model, load_tree, pick_device
 from engine.prm_formats import PrmFormat, encode_steps, recognise, single_id, tensor_shapes
+from engine.prm_likelihood import step_features, unembedding
 from engine.prm_text import Delimited, PassThrough, Rewriter, Separated, Turns, Writer, same_ids
 from engine.rules import check_ids
 
 Kind = Literal["auto", "token_classification", "qwen", "rlhflow"]
-Score = Callable[[Tensor], Tensor]
-"""Output of the model at scored tokens (B, width) -> probabilities (B,)."""
+Score = Callable[[Tensor, Tensor | None], Tensor]
+"""(output of the model at scored tokens (B, width), likelihood features (B, 2) if asked for) -> probabilities (B,)."""
 
 
 @dataclass(eq=False)
@@ -40,14 +41,25 @@ class VerifierSeq:
     ids: list[int] = field(default_factory=list)
     """What the model has run through, in its own ids."""
     prefix: Prefix | None = None
+    output: Tensor | None = None
+    """Of the model at the last of `ids`, (width,): it predicts the next step's first token."""
     open: bool = True
 
 
 class TorchVerifier:
     """`engine.interface.Verifier` over a `KVTree`. Not for several threads."""
 
-    def __init__(self, tree: KVTree, score: Score, writer: Writer, form: PrmFormat, vocab: int) -> None:
+    def __init__(
+        self,
+        tree: KVTree,
+        score: Score,
+        writer: Writer,
+        form: PrmFormat,
+        vocab: int,
+        unembedding_VH: Tensor | None = None,
+    ) -> None:
         self._tree, self._score, self._writer, self._vocab = tree, score, writer, vocab
+        self._unembedding = unembedding_VH
         self.form = form
         self._tokens = 0
 
@@ -58,13 +70,15 @@ class TorchVerifier:
 
     def open(self, prompts: Sequence[Sequence[int]]) -> list[VerifierSeq]:
         """Equal prompts of one call run through the model once."""
+        if not prompts:
+            return []
         seqs = [VerifierSeq(tuple(prompt)) for prompt in prompts]
         for index, prompt in enumerate(prompts):
             if not len(prompt):
                 raise ValueError(f"prompt {index} is empty; give it at least one token")
         written = {prompt: self._writer.ids(prompt, ()) for prompt in dict.fromkeys(seq.prompt for seq in seqs)}
         fed = {prompt: VerifierSeq(prompt) for prompt in written}
-        self._feed(list(fed.values()), list(written.values()))
+        self._feed(list(fed.values()), list(written.values()), scored=False)
         return [self._continue(fed[seq.prompt]) for seq in seqs]
 
     def fork(self, seq: VerifierSeq, count: int) -> list[VerifierSeq]:
@@ -89,7 +103,7 @@ class TorchVerifier:
             written = [[*seq.ids, *steps[-1]] for seq, steps in zip(seqs, after, strict=True)]
         else:
             written = [self._writer.ids(seq.prompt, steps) for seq, steps in zip(seqs, after, strict=True)]
-        scores: list[float] = self._score(self._feed(seqs, written)).tolist()
+        scores: list[float] = self._score(*self._feed(seqs, written, scored=True)).tolist()
         for seq, all_steps in zip(seqs, after, strict=True):
             seq.steps = all_steps
         return scores
@@ -97,16 +111,19 @@ class TorchVerifier:
     def close(self, seqs: Sequence[VerifierSeq]) -> None:
         _check_open(seqs)
         for seq in seqs:
-            seq.open, seq.prefix = False, None
+            seq.open, seq.prefix, seq.output = False, None, None
 
     def usage(self) -> Usage:
         return Usage(prompt=self._tokens)
 
     def _continue(self, seq: VerifierSeq) -> VerifierSeq:
-        return VerifierSeq(seq.prompt, seq.steps, list(seq.ids), seq.prefix)
+        return VerifierSeq(seq.prompt, seq.steps, list(seq.ids), seq.prefix, seq.output)
 
-    def _feed(self, seqs: Sequence[VerifierSeq], written: list[list[int]]) -> Tensor:
-        """Run what of `written` each sequence lacks; the model's output at the last token of each, (B, width)."""
+    def _feed(
+        self, seqs: Sequence[VerifierSeq], written: list[list[int]], scored: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """Run what of `written` each sequence lacks; output at the last token of each (B, width), and the features of
+        the step that ends there (B, 2) where the format asks for them."""
         starts, new = [], []
         for index, (seq, ids) in enumerate(zip(seqs, written, strict=True)):
             check_ids(ids, self._vocab, f"sequence {index}")
@@ -114,11 +131,43 @@ class TorchVerifier:
             kept = seq.prefix is not None and len(ids) > len(seq.ids) and ids[: len(seq.ids)] == seq.ids
             starts.append(seq.prefix if kept else None)
             new.append(ids[len(seq.ids) :] if kept else ids)
-        output, prefixes = self._tree.extend(starts, new)
+        whole = scored and self._unembedding is not None
+        longest = max(map(len, new)) if whole else 1
+        output_BTW, prefixes = self._tree.extend(starts, new, last=longest)
         self._tokens += sum(map(len, new))
-        for seq, ids, prefix in zip(seqs, written, prefixes, strict=True):
+        features = self._features(seqs, starts, new, output_BTW) if whole else None
+        for seq, ids, prefix, output_TW in zip(seqs, written, prefixes, output_BTW, strict=True):
             seq.ids, seq.prefix = ids, prefix
-        return output[:, -1]
+            seq.output = output_TW[-1].clone() if self._unembedding is not None else None
+        return output_BTW[:, -1], features
+
+    @torch.inference_mode()
+    def _features(
+        self, seqs: Sequence[VerifierSeq], starts: list[Prefix | None], new: list[list[int]], output_BTW: Tensor
+    ) -> Tensor | None:
+        """Outputs are aligned at the right; in front comes the one before the new tokens. (B, 2)"""
+        if self._unembedding is None:
+            return None
+        rows, width = len(new), output_BTW.shape[1] + 1
+        hidden_BTW = torch.cat((torch.zeros_like(output_BTW[:, :1]), output_BTW), 1)
+        ids_BT = torch.zeros(rows, width, dtype=torch.long)
+        steps_BT = torch.full((rows, width), -1)
+        for row, (seq, start, ids) in enumerate(zip(seqs, starts, new, strict=True)):
+            ids_BT[row, width - len(ids) :] = torch.tensor(ids)
+            # Run from the start, the step begins where the text first differs from what was read before.
+            begin = 0 if start is not None else max(1, _common(seq.ids, ids))
+            steps_BT[row, width - len(ids) + begin :] = 0
+            if start is not None and seq.output is not None:
+                hidden_BTW[row, width - len(ids) - 1] = seq.output
+        device = output_BTW.device
+        return step_features(hidden_BTW, self._unembedding, ids_BT.to(device), steps_BT.to(device))[:, 0]
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Length of the common beginning."""
+    return next(
+        (at for at, pair in enumerate(zip(one, other, strict=False)) if pair[0] != pair[1]), min(len(one), len(other))
+    )
 
 
 def load_verifier(
@@ -150,13 +199,15 @@ def load_verifier(
     if dtype is None:
         dtype = torch.bfloat16 if device == "cuda" else torch.float32
     backbone, score = _load(folder, form, tokenizer, device, dtype)
+    weight = _unembedding(folder, backbone) if form.likelihood else None
     vocab = backbone.get_input_embeddings().weight.shape[0]
     if (largest := max(tokenizer.get_vocab().values())) >= vocab:
         raise ValueError(
             f"the tokenizer in {folder} has ids up to {largest}, the model only {vocab} embeddings: these files do not "
             "belong together; copy the tokenizer that the model was trained with into the folder"
         )
-    return TorchVerifier(load_tree(backbone, context=context, positions=positions), score, writer, form, vocab)
+    tree = load_tree(backbone, context=context, positions=positions)
+    return TorchVerifier(tree, score, writer, form, vocab, weight)
 
 
 def choose_writer(form: PrmFormat, tokenizer: Any, policy: Any) -> Writer:
@@ -185,13 +236,17 @@ def _load(folder: Path, form: PrmFormat, tokenizer: Any, device: str, dtype: Any
     """The model whose output is scored, and how."""
     if form.head == "tokens":
         good, bad = (single_id(tokenizer, token, "answer token") for token in (form.good, form.bad))
-        return load_model(folder, device, dtype), lambda logits: logits[:, [good, bad]].float().softmax(-1)[:, 0]
+        return load_model(folder, device, dtype), lambda logits, _: logits[:, [good, bad]].float().softmax(-1)[:, 0]
     backbone = _load_backbone(folder, dtype).to(device).eval()
     head = read_head(folder).to(device, torch.float32).eval()
 
+    likelihood = read_layers(folder, ("likelihood",)).to(device) if form.likelihood else None
+
     @torch.inference_mode()
-    def score(hidden: Tensor) -> Tensor:
+    def score(hidden: Tensor, features: Tensor | None) -> Tensor:
         logits: Tensor = head(hidden.float())
+        if likelihood is not None and features is not None:
+            logits = logits + likelihood(features)
         return logits.softmax(-1)[:, 1] if form.head == "two_class" else logits[:, 0].sigmoid()
 
     return backbone, score
@@ -209,8 +264,13 @@ def _load_backbone(folder: Path, dtype: Any) -> Any:
 
 def read_head(folder: Path) -> nn.Module:
     """The scoring head as stored: a linear layer (`score`, `classifier`), or two with ReLU (`score.0`, `score.2`)."""
+    return read_layers(folder, ("score.0", "score.2", "score", "classifier"))
+
+
+def read_layers(folder: Path, known: Sequence[str]) -> nn.Sequential:
+    """Those of the linear layers `known` that a folder holds, in fp32, with ReLU between them."""
     stored = tensor_shapes(folder)
-    names = [name for name in ("score.0", "score.2", "score", "classifier") if f"{name}.weight" in stored]
+    names = [name for name in known if f"{name}.weight" in stored]
     layers: list[nn.Module] = []
     for name in names:
         weight = _tensor(folder, stored, f"{name}.weight")
@@ -221,6 +281,15 @@ def read_head(folder: Path) -> nn.Module:
             layer.bias = nn.Parameter(bias.float(), requires_grad=False)
         layers += [nn.ReLU(), layer] if layers else [layer]
     return nn.Sequential(*layers)
+
+
+def _unembedding(folder: Path, backbone: Any) -> Tensor:
+    """(V, H): the language head stored beside the scoring head, else the input embedding that it is tied to."""
+    stored = tensor_shapes(folder)
+    if "lm_head.weight" in stored:
+        weight = _tensor(folder, stored, "lm_head.weight")
+        return weight.to(backbone.device, backbone.dtype)
+    return unembedding(backbone)
 
 
 def _tensor(folder: Path, stored: dict[str, tuple[str, list[int]]], name: str) -> Tensor:

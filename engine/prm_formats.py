@@ -53,6 +53,8 @@ class PrmFormat:
     """Tokens whose logits are the score (head `tokens`)."""
     system: str | None = None
     """System prompt that the model was trained with; used where its template is applied anew."""
+    likelihood: bool = False
+    """The model's own log-probabilities of the step's tokens are part of the score (`engine.prm_likelihood`)."""
     end_of_turn: str | None = None
     """Token behind the last step (layout `delimiter`)."""
 

@@ -6,7 +6,7 @@ must not stands in its execution. Which is which is a table in `posttrain/argume
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import Field
 
@@ -48,8 +48,8 @@ class PrmConfig(PosttrainConfig):
     """Tokens of a row; steps beyond are left out. Default: the model's context."""
     first_error_only: bool = True
     """Ignore the labels behind the first step labelled 0: behind an error, right and wrong have no clear meaning."""
-    label_tokens: Literal["last", "all"] = "last"
-    """Train the label at a step's last token alone, or at each of its tokens. Scores are read at the last either way."""
+    likelihood: bool = False
+    """Add the log-probabilities that the model's own language head gives a step's tokens to the step's logit."""
     held_out: float = Field(default=0.02, ge=0, lt=1)
     """Share of the prompts kept out of training: the threshold of first errors is fitted on them (0: it is 0.5)."""
 

@@ -3,7 +3,7 @@
 The input model's backbone gets one scalar head. Binary cross-entropy at the last token of each labelled step (Lightman
 et al. 2023, arXiv:2305.20050), summed over the global batch and divided by its labelled steps: the same whatever the
 micro-batch or the number of processes. The backbone stays causal, so a verifier can score step after step from a
-key-value cache.
+key-value cache. `posttrain.prm_model` has the model.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from datasets import Dataset
 from torch.nn.functional import binary_cross_entropy_with_logits
-from transformers import AutoConfig, AutoModelForTokenClassification, AutoTokenizer, TrainingArguments, set_seed
+from transformers import AutoTokenizer, TrainingArguments, set_seed
 
 from acorn.stage import Job
 from acorn.tokenizers import copy_tokenizer
@@ -27,6 +27,7 @@ from posttrain.config import PrmConfig, PrmExecution
 from posttrain.data import IGNORED, RowCounts, within
 from posttrain.prm_data import Collator, Reading, load_steps, trainable
 from posttrain.prm_metrics import Scored, by_level, fit_threshold, measure, reliability
+from posttrain.prm_model import add_likelihood, load_scalar, start_from_likelihood
 from posttrain.training import assert_launched, cleared_state, save_weights, token_id, train, trainer_arguments
 
 
@@ -94,15 +95,16 @@ def build_prm(job: Job) -> tuple[PrmTrainer, RowCounts, Dataset, Dataset]:
     aside = np.asarray(rows["share"]) < config.held_out
     training, held_out = (rows.select(np.flatnonzero(side)) for side in (~aside, aside))
     set_seed(config.seed)  # draws the head
-    settings = AutoConfig.from_pretrained(source, num_labels=1)
-    settings.classifier_dropout = 0.0  # its default of 0.1 is drawn per process
-    model = AutoModelForTokenClassification.from_pretrained(source, config=settings, dtype=torch.float32)
+    model, collate = load_scalar(source), Collator(tokenizer.pad_token_id or 0, config.likelihood)
+    if config.likelihood:
+        add_likelihood(model, source)
+        start_from_likelihood(model, training, collate, 4 * arguments.per_device_train_batch_size)
     trainer = PrmTrainer(
         model=model,
         args=arguments,
-        train_dataset=needed(training, *(["begin"] if config.label_tokens == "all" else [])),
+        train_dataset=needed(training),
         eval_dataset=needed(held_out),
-        data_collator=Collator(tokenizer.pad_token_id or 0),
+        data_collator=collate,
         processing_class=tokenizer,
         compute_metrics=validation,
         preprocess_logits_for_metrics=lambda logits, _: logits.squeeze(-1),
@@ -118,6 +120,7 @@ def prm_arguments(job: Job) -> dict[str, Any]:
     return {
         **arguments,
         "remove_unused_columns": False,
+        "label_names": ["labels"],
         "per_device_eval_batch_size": 4 * arguments["per_device_train_batch_size"],
         "eval_strategy": "steps" if looks else "no",
         "eval_steps": execution.validation_steps if looks else None,
@@ -132,9 +135,9 @@ def max_length(config: PrmConfig, model: Path) -> int:
     return config.max_length or context
 
 
-def needed(rows: Dataset, *more: str) -> Dataset:
+def needed(rows: Dataset) -> Dataset:
     """The columns that the collator reads."""
-    return rows.select_columns(["input_ids", "ends", "labels", *more])
+    return rows.select_columns(["input_ids", "begin", "ends", "labels"])
 
 
 def score(trainer: PrmTrainer, rows: Dataset) -> list[Scored]:
@@ -172,7 +175,13 @@ def write_prm(job: Job, threshold: float) -> None:
     config: PrmConfig = job.config
     source = job.inputs["model"]
     copy_tokenizer(source, job.out)
-    form = PrmFormat("delimiter", "scalar", step_delimiter=config.step_delimiter, end_of_turn=config.end_of_turn)
+    form = PrmFormat(
+        "delimiter",
+        "scalar",
+        step_delimiter=config.step_delimiter,
+        end_of_turn=config.end_of_turn,
+        likelihood=config.likelihood,
+    )
     form.save(job.out, threshold=threshold)
 
 

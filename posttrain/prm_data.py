@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -33,7 +33,8 @@ class Reading(NamedTuple):
 
 
 def load_steps(path: Path, reading: Reading, cache: Path) -> Dataset:
-    """Columns `input_ids`, `ends`, `labels` (one a step, `IGNORED` where none is known), `cut`, `id`, `level`, `share`.
+    """Columns `input_ids`, `begin` (of the first step), `ends`, `labels` (one a step, `IGNORED` where unknown),
+    `cut`, `id`, `level`, `share`.
 
     `share` is a number in [0, 1) drawn from the prompt's text, to hold prompts out whole; `cut` says that `max_length`
     left a labelled step out. Raises ValueError, with the line, for a row that does not fit.
@@ -102,10 +103,11 @@ def trainable(rows: Dataset) -> Dataset:
 
 
 class Collator:
-    """Pads on the right; labels go to the last token of their steps: `(B, T)`, `IGNORED` elsewhere."""
+    """Pads on the right; labels go to the last token of their steps: `(B, T)`, `IGNORED` elsewhere. `numbered` batches
+    also have the number of each token's step, `steps` `(B, T)`, -1 elsewhere."""
 
-    def __init__(self, pad: int) -> None:
-        self.pad = pad
+    def __init__(self, pad: int, numbered: bool) -> None:
+        self.pad, self.numbered = pad, numbered
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, Any]:
         import torch
@@ -114,13 +116,13 @@ class Collator:
         ids_BT = torch.full((len(rows), width), self.pad)
         mask_BT = torch.zeros_like(ids_BT)
         labels_BT = torch.full((len(rows), width), float(IGNORED))
+        steps_BT = torch.full_like(ids_BT, -1)
         for index, row in enumerate(rows):
             length = len(row["input_ids"])
             ids_BT[index, :length] = torch.tensor(row["input_ids"])
             mask_BT[index, :length] = 1
-            if "begin" in row:  # every token of a step
-                for begin, end, label in zip([row["begin"], *row["ends"]], row["ends"], row["labels"], strict=False):
-                    labels_BT[index, begin:end] = label
-            else:
-                labels_BT[index, torch.tensor(row["ends"]) - 1] = torch.tensor(row["labels"])
-        return {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+            labels_BT[index, torch.tensor(row["ends"]) - 1] = torch.tensor(row["labels"])
+            for number, (begin, end) in enumerate(pairwise([row["begin"], *row["ends"]])):
+                steps_BT[index, begin:end] = number
+        batch = {"input_ids": ids_BT, "attention_mask": mask_BT, "labels": labels_BT}
+        return {**batch, "steps": steps_BT} if self.numbered else batch
