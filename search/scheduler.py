@@ -86,7 +86,7 @@ def _due(asked: dict[int, Request]) -> dict[int, Request]:
 
     Served at once, searches would drift apart: with eight problems of eight samples each, sampling took twice as long.
     """
-    cheap = {index: request for index, request in asked.items() if not isinstance(request, Step)}
+    cheap: dict[int, Request] = {index: request for index, request in asked.items() if not isinstance(request, Step)}
     return cheap or asked
 
 
