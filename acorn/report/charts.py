@@ -46,6 +46,7 @@ def line_chart(
     """
     shown = [replace(one, points=kept) for one in series if (kept := finite(one.points))]
     heights = [y for one in shown for _, y in one.points]
+    heights += [end for one in shown for _, *ends in one.intervals for end in ends]
     log = spans_decades(heights) if log is None and within is None else bool(log)
     first, last = min(px for one in shown for px, _ in one.points), max(px for one in shown for px, _ in one.points)
     x = Scale(first, last if last > first else first + 1, LEFT, WIDTH - RIGHT, log=log_x)

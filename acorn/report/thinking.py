@@ -108,7 +108,7 @@ def _alone(name: str, row: dict[str, Any], lines: Sequence[Series], colour: int)
 
 
 def _table(results: dict[str, Any]) -> Html:
-    rows = sorted(_cut(results["methods"], None), key=lambda row: (row["tokens"], row["method"]))
+    rows = _cut(results["methods"], None)
     head = ["method", *map(head_number, ("n", "tokens / problem", "generated", "scored", "accuracy", "95 % interval"))]
     return table(
         head,
@@ -170,10 +170,9 @@ def _policies(run: Run) -> list[Html]:
 
 
 def _policy(made: Made, curve: Figures, policy: dict[str, Any]) -> Html:
-    names = {"policy": "policy", "single": "single", "hindsight": "hindsight"}
     lines = [
-        _line(name, colour, [row[group] for row in curve])
-        for colour, (group, name) in enumerate(names.items(), start=1)
+        _line(name, colour, [row[name] for row in curve])
+        for colour, name in enumerate(("policy", "single", "hindsight"), start=1)
     ]
     caption = (
         "Method and n chosen by how hard a problem looks to a short probe, whose tokens count. Single: the method that "

@@ -43,6 +43,13 @@ steps:
   pairs: {stage: preference_pairs, inputs: {corpus: corpus, model: sft}}
   dpo: {stage: dpo, inputs: {model: sft, preferences: pairs}, config: {global_batch_size: 16, training: {beta: 0.1}}}
   scores: {stage: evaluate, inputs: {corpus: corpus, base: base, sft: sft, dpo: dpo}}
+  large: {stage: search, inputs: {corpus: corpus, model: dpo}, config: {methods: [{name: greedy}]}}
+  search:
+    stage: search
+    inputs: {corpus: corpus, model: sft}
+    config: {methods: [{name: greedy}, {name: majority, n: 16}, {name: adaptive, n: 16}]}
+  versus: {stage: search_comparison, inputs: {search: search, large: large}, config: {against: [{search: large}]}}
+  policy: {stage: search_policy, inputs: {fit: search, apply: search}}
   gguf: {stage: gguf, inputs: {model: dpo, corpus: corpus}}
   answer: {stage: answer, inputs: {gguf: gguf}, config: {prompts: ["What is 2 plus 2?"]}}
 """
@@ -232,6 +239,64 @@ def scores(out: Path, draw: random.Random) -> dict[str, float]:
     }
 
 
+def large(out: Path, _: random.Random) -> dict[str, float]:
+    write(out / "results.json", {"methods": list(method_rows("greedy", 1, 0.62, 41)), "pass": []})
+    return {"seconds": 9.0}
+
+
+def search(out: Path, _: random.Random) -> dict[str, float]:
+    rows = list(method_rows("greedy", 1, 0.41, 40))
+    for n in (1, 2, 4, 8, 16):
+        rows += method_rows("majority", n, 0.4 + 0.05 * math.log2(n), 40 * n)
+        rows += method_rows("adaptive", n, 0.4 + 0.048 * math.log2(n), 31 * n)
+    passes = [
+        {**row, "k": row["n"], "mean": min(1.0, row["mean"] + 0.2)} for row in rows if row["method"] == "majority"
+    ]
+    write(out / "results.json", {"methods": rows, "pass": passes})
+    return {"seconds": 44.0}
+
+
+def method_rows(method: str, n: int, accuracy: float, tokens: float) -> Iterable[dict[str, Any]]:
+    for level in (None, *LEVELS):
+        mean = min(1.0, max(0.0, accuracy if level is None else accuracy + 0.15 * (3 - level)))
+        span = {"low": max(0.0, mean - 0.06), "high": min(1.0, mean + 0.06), "problems": 250 if level is None else 50}
+        yield {
+            "method": method,
+            "n": n,
+            "level": level,
+            "seed": None,
+            "mean": mean,
+            **span,
+            "generated": tokens,
+            "scored": 0,
+            "tokens": tokens,
+        }
+
+
+def versus(out: Path, _: random.Random) -> dict[str, float]:
+    rows = []
+    for row in (*method_rows("majority", 16, 0.6, 640), *method_rows("adaptive", 16, 0.59, 496)):
+        gained = {name: row[name] - 0.62 for name in ("mean", "low", "high")}
+        rows.append({"search": "search", **{name: row[name] for name in ("method", "n", "level")}, **gained})
+    write(
+        out / "results.json",
+        {"tables": [{"baseline": {"search": "large", "method": "greedy", "n": 1}, "differences": rows}]},
+    )
+    return {"seconds": 0.4}
+
+
+def policy(out: Path, _: random.Random) -> dict[str, float]:
+    curve = []
+    for budget in (50, 100, 200, 400, 800):
+        row = next(iter(method_rows("majority", 16, 0.3 + 0.1 * math.log10(budget), budget)))
+        curve.append({"budget": budget, "policy": row, "single": {**row, "mean": row["mean"] - 0.03}, "hindsight": row})
+    bins = [{"method": "majority", "n": n} for n in (16, 8, 4, 2, 1)]
+    budgets = [{"budget": row["budget"], "bins": bins, "single": bins[0]} for row in curve]
+    write(out / "curve.json", {"curve": curve, "problems": 250})
+    write(out / "policy.json", {"probe": 4, "borders": [0.2, 0.4, 0.6, 0.8], "budgets": budgets})
+    return {"seconds": 0.6}
+
+
 def gguf(out: Path, _: random.Random) -> dict[str, float]:
     sheet = {
         "f16": {
@@ -286,7 +351,8 @@ def answer(out: Path, draw: random.Random) -> dict[str, float]:
 HOSTILE = '<script>alert(1)</script><img src=x onerror="alert(2)">\x1b[31m\' & so on'
 FILL: dict[str, Callable[[Path, random.Random], dict[str, float]]] = {
     "corpus": corpus, "tokenizer": tokenizer, "tokens": tokens, "base": base, "chat": chat, "sft": sft,
-    "pairs": pairs, "dpo": dpo, "scores": scores, "gguf": gguf, "answer": answer,
+    "pairs": pairs, "dpo": dpo, "scores": scores, "large": large, "search": search,
+    "versus": versus, "policy": policy, "gguf": gguf, "answer": answer,
 }  # fmt: skip
 
 

@@ -113,12 +113,26 @@ def test_the_headline_tells_size_accuracy_cost_and_answer(drawn) -> None:
     for words in (
         "866 k parameters",
         "14.9 M tokens",
-        "16 min 08 s",
+        "17 min 02 s",
         "84.8 %",
         "990 kB",
         "The exported f16 file answers",
     ):
         assert words in text
+
+
+def test_searches_are_drawn_over_tokens_beside_the_larger_models_answer_and_held_against_it(drawn) -> None:
+    page, made, *_ = drawn
+    rows = json.loads((made["search"].path / "results.json").read_text())["methods"]
+    shown = {(a["data-name"], a["data-points"]) for a in page.all("polyline") if a.get("data-name")}
+    for level in (None, 1, 5):
+        votes = [row for row in rows if (row["method"], row["level"]) == ("majority", level)]
+        points = json.dumps([[row["tokens"], float(f"{row['mean']:.6g}")] for row in votes], separators=(",", ":"))
+        assert ("majority", points) in shown
+    [_, larger] = [[y for _, y in json.loads(points)] for name, points in shown if name == "dpo, greedy"][:2]
+    assert larger[0] == larger[1], "one answer is a level line"
+    for words in ("Against large, greedy", "+28.0", "[22.0, 34.0]", "What thinking longer brings", "Compute-optimal"):
+        assert words in page.text
 
 
 def test_a_partial_run_shows_what_is_there_and_names_what_is_not(tmp_path: Path) -> None:
