@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from search.answers import Answers
-from search.records import read
+from search.records import SAMPLES, read
 from search.sampling import VOTES
 from search.tree import Candidate
 from search.votes import vote_entropy
@@ -61,7 +61,7 @@ def load(folder: Path, probe: int) -> Measured:
         samples = {
             (row["seed"], row["id"]): _Probe(folder, row["candidates"], probe, answers)
             for row in read(folder / "completions.jsonl")
-            if row["run"] == "samples"
+            if row["run"] == SAMPLES
         }
     if not samples:
         raise ValueError(

@@ -11,9 +11,13 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypedDict
+from types import TracebackType
+from typing import Any, Self, TypedDict
 
 from search.tree import Candidate, Node, Outcome
+
+SAMPLES = "samples"
+"""Name of the run that all votes share."""
 
 
 class OutcomeRow(TypedDict):
@@ -75,10 +79,26 @@ def read(path: Path) -> Iterator[Any]:
             yield json.loads(line)
 
 
+class Lines:
+    """A JSONL file that is written row by row."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+
+    def add(self, row: Any) -> None:
+        self._file.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self._file.close()
+
+
 def write(path: Path, rows: Iterable[Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
+    with Lines(path) as lines:
         for row in rows:
-            file.write(json.dumps(row, ensure_ascii=False) + "\n")
+            lines.add(row)
 
 
 class Journal:
@@ -88,7 +108,6 @@ class Journal:
     """
 
     def __init__(self, path: Path) -> None:
-        self._path = path
         self.offsets: dict[tuple[str, int, str], int] = {}
         """(run, seed, problem) -> where its line starts."""
         whole = 0
@@ -100,7 +119,7 @@ class Journal:
                     self._note(json.loads(line), whole)
                     whole += len(line)
             os.truncate(path, whole)
-        self._file: IO[bytes] = path.open("ab")
+        self._file = path.open("a+b")
 
     def add(self, row: dict[str, Any]) -> None:
         start = self._file.seek(0, os.SEEK_END)
@@ -110,10 +129,9 @@ class Journal:
         self._note(row, start)
 
     def get(self, run: str, seed: int, problem: str) -> dict[str, Any]:
-        with self._path.open("rb") as file:
-            file.seek(self.offsets[run, seed, problem])
-            row: dict[str, Any] = json.loads(file.readline())
-            return row
+        self._file.seek(self.offsets[run, seed, problem])
+        row: dict[str, Any] = json.loads(self._file.readline())
+        return row
 
     def close(self) -> None:
         self._file.close()

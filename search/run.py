@@ -27,7 +27,7 @@ from search.config import SearchConfig
 from search.methods import METHODS, check, check_room, search, seed_of
 from search.options import Greedy, Majority, Options, Sampled, Weighted
 from search.problems import encode, load_problems
-from search.records import Journal, candidate_row, node_row, outcome_row, write
+from search.records import SAMPLES, Journal, Lines, candidate_row, node_row, outcome_row, write
 from search.results import passes, summarise
 from search.sampling import prefix
 from search.setup import Setup
@@ -94,8 +94,9 @@ def run(job: Job) -> dict[str, float]:
             )
             for one in runs:
                 _search(bench, one)
+            metrics = _publish(bench, runs, job.out)
             journal.close()
-            return _publish(bench, runs, job.out)
+            return metrics
 
 
 def plan(config: SearchConfig, has_prm: bool) -> list[Run]:
@@ -105,7 +106,7 @@ def plan(config: SearchConfig, has_prm: bool) -> list[Run]:
     if sampled:
         most = max(n for method in sampled for n in method.n)
         votes = tuple((method, n) for method in sampled for n in sizes(method))
-        runs.append(Run("samples", most, (Weighted if has_prm else Majority)(n=(most,)), votes))
+        runs.append(Run(SAMPLES, most, (Weighted if has_prm else Majority)(n=(most,)), votes))
     for method in config.methods:
         if not isinstance(method, Sampled):
             runs += [Run(f"{method.title}-{n}", n, method.at(n), ((method, n),)) for n in method.n]
@@ -228,26 +229,20 @@ def _judge(setup: Setup, gold: str) -> Callable[[str], bool]:
 
 def _publish(bench: _Bench, runs: Sequence[Run], out: Path) -> dict[str, float]:
     """Write the artifact in canonical order, whatever order problems ended in; returns the final metrics."""
-
-    def rows() -> Iterator[dict[str, Any]]:
-        for run, seed, problem in product(runs, bench.config.seeds, bench.problems):
-            known = _drawn_seeds(bench.config, run)
-            row = bench.journal.get(run.name, seed if seed in known else known[0], problem["id"])
-            yield row | {"seed": seed, "outcomes": [one | {"seed": seed} for one in row["outcomes"]]}
-
-    tree = ("run", "n", "seed", "id", "nodes")
-    write(
-        out / "completions.jsonl", ({k: v for k, v in row.items() if k not in ("nodes", "outcomes")} for row in rows())
-    )
-    write(out / "trees.jsonl", ({key: row[key] for key in tree} for row in rows()))
-    outcomes = [one for row in rows() for one in row["outcomes"]]
+    outcomes: list[Any] = []
+    counts: list[dict[str, Any]] = []
+    spent = 0
+    with Lines(out / "completions.jsonl") as completions, Lines(out / "trees.jsonl") as trees:
+        for row, repeated in _rows(bench, runs):
+            outcomes += row.pop("outcomes")
+            trees.add({key: row[key] for key in ("run", "n", "seed", "id")} | {"nodes": row.pop("nodes")})
+            completions.add(row)
+            spent += 0 if repeated else row["spent"]["generated"] + row["spent"]["scored"]
+            if row["run"] == SAMPLES:
+                right = sum(one["correct"] for one in row["candidates"])
+                where = {key: row[key] for key in ("seed", "id", "level")}
+                counts.append(where | {"samples": len(row["candidates"]), "right": right})
     write(out / "outcomes.jsonl", outcomes)
-    counts = [
-        {key: row[key] for key in ("seed", "id", "level")}
-        | {"samples": len(row["candidates"]), "right": sum(one["correct"] for one in row["candidates"])}
-        for row in rows()
-        if row["run"] == "samples"
-    ]
     figures = {
         "methods": summarise(outcomes),
         "pass": passes(counts, sorted({n for run in runs if run.sampled for _, n in run.votes})),
@@ -256,7 +251,16 @@ def _publish(bench: _Bench, runs: Sequence[Run], out: Path) -> dict[str, float]:
     (out / "results.json").write_text(json.dumps(figures, indent=1) + "\n")
     metrics = _metrics(figures)
     bench.tracker.log(metrics)
-    return metrics | {"ledger/tokens": float(_spent(rows()))}
+    return metrics | {"ledger/tokens": float(spent)}
+
+
+def _rows(bench: _Bench, runs: Sequence[Run]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """The journal's lines by run, seed and problem, and whether one is repeated: greedy's stands for every seed."""
+    for run, seed, problem in product(runs, bench.config.seeds, bench.problems):
+        known = _drawn_seeds(bench.config, run)
+        row = bench.journal.get(run.name, seed if seed in known else known[0], problem["id"])
+        told = {"seed": seed, "outcomes": [one | {"seed": seed} for one in row["outcomes"]]}
+        yield row | told, seed not in known
 
 
 def _metrics(figures: dict[str, Any]) -> dict[str, float]:
@@ -269,10 +273,6 @@ def _metrics(figures: dict[str, Any]) -> dict[str, float]:
         if row["level"] is None and row["seed"] is None:
             metrics[f"search/pass/{row['k']}/accuracy"] = row["mean"]
     return metrics
-
-
-def _spent(rows: Iterator[dict[str, Any]]) -> int:
-    return sum(row["spent"]["generated"] + row["spent"]["scored"] for row in rows)
 
 
 def _protocol(bench: _Bench) -> dict[str, Any]:

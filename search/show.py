@@ -45,7 +45,7 @@ def solve(
     aggregation: Any = "last",
     form: str = "chat",
     seed: int = 0,
-    device: str = "cpu",
+    device: str = "auto",
     dtype: str = "float32",
     console: Console | None = None,
 ) -> Outcome:
