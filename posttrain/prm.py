@@ -18,6 +18,7 @@ import torch
 from datasets import Dataset
 from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoTokenizer, TrainingArguments, set_seed
+from transformers.trainer_utils import IntervalStrategy
 
 from acorn.stage import Job
 from acorn.tokenizers import copy_tokenizer
@@ -94,6 +95,8 @@ def build_prm(job: Job) -> tuple[PrmTrainer, RowCounts, Dataset, Dataset]:
     rows = trainable(rows)
     aside = np.asarray(rows["share"]) < config.held_out
     training, held_out = (rows.select(np.flatnonzero(side)) for side in (~aside, aside))
+    if not len(held_out):
+        arguments.eval_strategy = IntervalStrategy.NO
     set_seed(config.seed)  # draws the head
     model, collate = load_scalar(source), Collator(tokenizer.pad_token_id or 0, config.likelihood)
     if config.likelihood:
