@@ -5,14 +5,16 @@
 CHECKOUT is a clone of huggingface/search-and-learn (measured at commit 6f81cac); nothing is fetched. Its `best_of_n`,
 `beam_search` and `dvts` are called unchanged. They get the torch engine as `llm` and the PRM as `prm`:
 
-- `llm` takes texts, as theirs does, and tokenises them. "text" is just that: every continuation is prefilled again. In
+- `llm` takes texts, as theirs does, and tokenises them. "text" is just that: every continuation is prefilled again, and
+  may be spelt in other tokens than the model drew. (GPT-2's pre-tokenizer makes a blank line one token at a text's end
+  and two before a letter: our models have never seen the one, and go astray behind it. Llama 3's does not do this.) In
   "kept" the adapter recognises a text that it gave out itself and forks the sequence it came from: a prefix cache that
   never misses, and no re-tokenising. vLLM's prefix cache, theirs in production, lies between the two.
 - `prm` runs the whole text through the model at each call, in padded batches of `prm_batch_size`, as their classes do.
 
 Both sides decide alike (best last score) and have the same `n`, width, temperature and tokens a solution; theirs bounds
 a step by `max_tokens`, not a solution (2048 in DVTS, so there the context). What a side spent is counted by the engine
-and the PRM, not by the side. Sides take turns batch by batch; the first batch is run twice and its first run dropped.
+and the PRM, not by the side. Sides take turns batch by batch; one problem on each side comes first and is not counted.
 """
 
 from __future__ import annotations
