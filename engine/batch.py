@@ -3,114 +3,24 @@
 Rows are aligned at their newest token, so that a decode step writes one column for all of them and reads a view:
 nothing is copied per token. What a row does not have is masked, positions are explicit. Keys and values of a prompt
 that several rows share are read from one place (`engine.attention`). A row that leaves is replaced by the last one, so
-the block stays contiguous; it grows by doubling.
+the block stays contiguous; it grows by half at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache
 
 from engine.attention import NAME, Trunks
+from engine.prefix import Prefix, Segment, Store
 
 ROOM = 64
-"""Columns made free at the start, so that a short step never grows the block."""
-
-
-@dataclass(frozen=True, eq=False)
-class Segment:
-    """Keys and values of consecutive tokens; never changed, so that any number of sequences can share it."""
-
-    keys: Tensor
-    """[layers, heads, tokens, key_dim]"""
-    values: Tensor
-    """[layers, heads, tokens, value_dim]"""
-
-    def __len__(self) -> int:
-        return int(self.keys.shape[2])
-
-
-@dataclass(frozen=True, eq=False)
-class Prefix:
-    """Computed tokens of a sequence, immutable: to fork it, use it twice; to free it, drop it."""
-
-    trunk: Segment
-    """The prompt, or what was first run: shared by all that continues it."""
-    tail: tuple[Segment, ...] = ()
-    """What came after it, oldest first."""
-    length: int = 0
-    """Tokens in trunk and tail."""
-
-    def followed_by(self, keys: Tensor, values: Tensor) -> Self:
-        """With the tokens of `keys` and `values` [layers, heads, new, dim] at the end; they are copied.
-
-        Segments not longer than what follows them are merged into it, so that a sequence of n tokens is never in more
-        than about log2(n) pieces, however often it was stopped.
-        """
-        new = count = keys.shape[2]
-        kept = len(self.tail)
-        while kept and len(self.tail[kept - 1]) <= count:
-            kept -= 1
-            count += len(self.tail[kept])
-        merged = self.tail[kept:]
-        piece = Segment(
-            torch.cat([*(segment.keys for segment in merged), keys], 2),
-            torch.cat([*(segment.values for segment in merged), values], 2),
-        )
-        return type(self)(self.trunk, (*self.tail[:kept], piece), self.length + new)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """Of a model's key-value cache."""
-
-    layers: int
-    heads: int
-    key_dim: int
-    value_dim: int
-
-    def bytes_per_position(self, dtype: torch.dtype) -> int:
-        return self.layers * self.heads * (self.key_dim + self.value_dim) * dtype.itemsize
-
-
-class Store:
-    """The memory of a batch, kept for the next one: pages already touched are several times faster to write."""
-
-    def __init__(self, shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
-        self.shape, self.dtype, self.device = shape, dtype, device
-        self._flat = {"keys": self._empty(0), "values": self._empty(0)}
-
-    def take(self, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-        """Keys and values [layers, rows, heads, columns, dim], uninitialised; what was taken before is void."""
-        return self._view("keys", rows, columns, self.shape.key_dim), self._view(
-            "values", rows, columns, self.shape.value_dim
-        )
-
-    def grow(self, keys: Tensor, values: Tensor, columns: int) -> tuple[Tensor, Tensor]:
-        """Copies of what was taken, with more columns."""
-        rows, used = keys.shape[1], keys.shape[3]
-        self._flat = {"keys": self._empty(0), "values": self._empty(0)}  # the old ones live on in keys and values
-        grown = self.take(rows, columns)
-        for new, old in zip(grown, (keys, values), strict=True):
-            new[:, :, :, :used] = old
-        return grown
-
-    def _view(self, name: str, rows: int, columns: int, dim: int) -> Tensor:
-        size = (self.shape.layers, rows, self.shape.heads, columns, dim)
-        count = size[0] * rows * size[2] * columns * dim
-        if self._flat[name].numel() < count:
-            self._flat[name] = self._empty(0)  # free the old before taking the new
-            self._flat[name] = self._empty(count)
-        return self._flat[name][:count].view(size)
-
-    def _empty(self, count: int) -> Tensor:
-        return torch.empty(count, dtype=self.dtype, device=self.device)
+"""Columns made free at the start and added at least."""
 
 
 class Batch:
@@ -119,7 +29,7 @@ class Batch:
     `plain` is for models that must use their own attention: every row then holds its trunk itself.
     """
 
-    def __init__(self, store: Store, prefixes: Sequence[Prefix | None], plain: bool) -> None:
+    def __init__(self, store: Store, prefixes: Sequence[Prefix | None], plain: bool, most: int | None = None) -> None:
         self._store, self._plain = store, plain
         self._prefixes = list(prefixes)
         groups = [] if plain else _shared(self._prefixes)
@@ -127,7 +37,8 @@ class Batch:
         lengths = [sum(map(len, row)) for row in pieces]
         self._start, self._column = 0, max(lengths)
         self._pads = [self._column - length for length in lengths]
-        self._keys, self._values = store.take(len(pieces), self._column + ROOM)
+        self._most = None if most is None else self._column + most
+        self._keys, self._values = store.take(len(pieces), self._column + min(ROOM, most or ROOM))
         self._fill(pieces)
         # The smallest number instead of -inf: a row that sees nothing yet must not become nan.
         self._hidden = torch.finfo(store.dtype).min
@@ -246,9 +157,10 @@ class Batch:
     def _make_room(self, count: int) -> None:
         needed, columns = self._column + count, self._keys.shape[3]
         if needed > columns:
-            self._keys, self._values = self._store.grow(self._keys, self._values, max(needed, 2 * columns))
-            more = self._keys.shape[3] - columns
-            self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, more))
+            ample = columns + max(ROOM, columns // 2)
+            more = max(needed, ample if self._most is None else min(ample, self._most))
+            self._keys, self._values = self._store.grow(self._keys, self._values, more)
+            self._mask_BT = torch.nn.functional.pad(self._mask_BT, (0, more - columns))
             self._set_views()
 
     def _set_views(self) -> None:
@@ -316,13 +228,17 @@ class _Writer(Cache):  # type: ignore[misc]
 
 
 def _shared(prefixes: Sequence[Prefix | None]) -> list[Segment]:
-    """The distinct trunks, if reading each once saves at least a third of the trunk tokens; else none."""
+    """The distinct trunks, if reading each once pays; else none."""
     trunks = [prefix.trunk for prefix in prefixes if prefix is not None]
     distinct = list({id(trunk): trunk for trunk in trunks}.values())
     if len(trunks) < len(prefixes) or not distinct:
         return []
-    padded = len(distinct) * max(map(len, distinct))
-    return distinct if 1.5 * padded <= sum(map(len, trunks)) else []
+    return distinct if pays(len(distinct) * max(map(len, distinct)), sum(map(len, trunks))) else []
+
+
+def pays(shared: int, apart: int) -> bool:
+    """Whether to read `shared` trunk tokens once instead of `apart` in the rows: a small gain is not worth the ops."""
+    return 1.5 * shared <= apart
 
 
 def _pieces(prefix: Prefix | None, shared: bool) -> list[Segment]:

@@ -13,7 +13,8 @@ of each row (`last=1`), or of the last few. For a head of your own, make the tre
 (`load_tree(model.model)`) and apply the head to what comes back, under `torch.inference_mode()`.
 
 Working memory is bounded: `extend` splits its rows so that a forward pass runs at most `chunk` tokens and the batch
-holds at most `positions` cache positions (rows times the longest row, plus shared prompts). Prefixes themselves are
+holds at most `positions` cache positions (rows times the longest row, or, where prompts are shared, rows times the
+longest tail, plus the prompts); while it grows, half as many again. Prefixes themselves are
 held until dropped: `bytes_per_position` times their tokens.
 """
 
@@ -21,13 +22,15 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import psutil
 import torch
 from torch import Tensor
 
-from engine.batch import ROOM, Batch, Prefix, Shape, Store
+from engine.batch import ROOM, Batch, pays
+from engine.prefix import Prefix, Shape, Store
 
 CHUNK = 2048
 """Tokens of one forward pass of `extend`."""
@@ -81,16 +84,20 @@ class KVTree:
             extended |= zip(part, new, strict=True)
         return torch.stack([outputs[i] for i in range(len(ids))]), [extended[i] for i in range(len(ids))]
 
-    def batch(self, prefixes: Sequence[Prefix | None]) -> Batch:
-        """A batch to feed token by token. The one made before must not be used any more."""
-        return Batch(self._store, prefixes, self.plain)
+    def batch(self, prefixes: Sequence[Prefix | None], most: int | None = None) -> Batch:
+        """A batch to feed token by token, by at most `most` tokens. The one made before must not be used any more."""
+        return Batch(self._store, prefixes, self.plain, most)
 
     def run(self, batch: Batch, ids_BN: Tensor, pads: Sequence[int] | None = None, last: int = 1) -> Tensor:
         """Feed a batch (see `Batch.feed`): logits, or else hidden states, of the newest tokens, [B, last, width].
 
         Models with a language head compute logits of those alone.
         """
-        output = batch.feed(self.model, ids_BN, pads, **({"logits_to_keep": last} if self._keeps else {}))
+        try:
+            output = batch.feed(self.model, ids_BN, pads, **({"logits_to_keep": last} if self._keeps else {}))
+        except torch.OutOfMemoryError as error:
+            error.add_note(f"limits are positions={self.positions}, rows={self.rows}, chunk={self.chunk}: lower them")
+            raise
         values: Tensor = output.logits if hasattr(output, "logits") else output.last_hidden_state
         return values[:, -last:]
 
@@ -100,23 +107,21 @@ class KVTree:
         Raises MemoryError if one row alone is too long.
         """
         parts: list[list[int]] = []
-        longest, trunks = 0, dict[int, int]()
+        size = _Size(self.plain)
         for index, (prefix, more) in enumerate(zip(prefixes, new, strict=True)):
-            own = more if prefix is None else more + prefix.length
-            if own + ROOM > self.positions:
+            alone = _Size(self.plain).with_row(prefix, more)
+            if alone.positions > self.positions:
                 raise MemoryError(
-                    f"a sequence of {own} tokens needs {own + ROOM} cache positions, {self.positions} are allowed"
-                    f" ({self.bytes_per_position} bytes each); raise the limit `positions` or use a smaller model"
+                    f"a sequence of {alone.longest} tokens needs {alone.positions} cache positions, {self.positions}"
+                    f" are allowed ({self.bytes_per_position} bytes each); raise the limit `positions`"
                 )
-            trunk = {} if prefix is None else {id(prefix.trunk): len(prefix.trunk)}
-            width, shared = max(longest, own), trunks | trunk
-            count = len(parts[-1]) + 1 if parts else 1
-            if parts and count <= self.rows and count * (width + ROOM) + sum(shared.values()) <= self.positions:
+            together = size.with_row(prefix, more)
+            if parts and together.rows <= self.rows and together.positions <= self.positions:
                 parts[-1].append(index)
-                longest, trunks = width, shared
+                size = together
             else:
                 parts.append([index])
-                longest, trunks = own, trunk
+                size = alone
         return parts
 
     def _parts(self, prefixes: Sequence[Prefix | None], ids: Sequence[Sequence[int]]) -> list[list[int]]:
@@ -139,8 +144,8 @@ class KVTree:
     def _extend(
         self, prefixes: list[Prefix | None], ids: list[Sequence[int]], last: int
     ) -> tuple[Tensor, list[Prefix]]:
-        batch = self.batch(prefixes)
         longest = max(map(len, ids))
+        batch = self.batch(prefixes, longest)
         ids_BN = torch.tensor([[0] * (longest - len(row)) + list(row) for row in ids], device=self.device)
         # A pass at the start of `longest` may be short, so that the last one holds at least `last` tokens.
         width = max(self.chunk // len(ids), last, 1)
@@ -149,6 +154,46 @@ class KVTree:
             pads = [min(end - start, max(0, longest - len(row) - start)) for row in ids]
             output = self.run(batch, ids_BN[:, start:end], pads, last if end == longest else 1)
         return output, [batch.save(row, len(new)) for row, new in enumerate(ids)]
+
+
+@dataclass(frozen=True)
+class _Size:
+    """Of a batch that rows are added to."""
+
+    plain: bool
+    rows: int = 0
+    longest: int = 0
+    """Tokens of the longest row, with what it may grow by,"""
+    longest_tail: int = 0
+    """and without its trunk."""
+    trunk_tokens: int = 0
+    """Summed over rows."""
+    trunks: frozenset[int] = frozenset()
+    longest_trunk: int = 0
+    fresh: bool = False
+    """A row starts from nothing."""
+
+    def with_row(self, prefix: Prefix | None, more: int) -> _Size:
+        trunk = 0 if prefix is None else len(prefix.trunk)
+        length = more if prefix is None else more + prefix.length
+        return _Size(
+            self.plain,
+            self.rows + 1,
+            max(self.longest, length),
+            max(self.longest_tail, length - trunk),
+            self.trunk_tokens + trunk,
+            self.trunks if prefix is None else self.trunks | {id(prefix.trunk)},
+            max(self.longest_trunk, trunk),
+            self.fresh or prefix is None,
+        )
+
+    @property
+    def positions(self) -> int:
+        """Cache positions, as `Batch` lays them out."""
+        shared = len(self.trunks) * self.longest_trunk
+        if self.plain or self.fresh or not pays(shared, self.trunk_tokens):
+            return self.rows * (self.longest + ROOM)
+        return self.rows * (self.longest_tail + ROOM) + shared
 
 
 def free_memory(device: torch.device) -> int:

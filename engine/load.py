@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from engine.attention import register
-from engine.batch import Shape
 from engine.cache import CHUNK, ROWS, KVTree
+from engine.prefix import Shape
 
 PROBE = 12
 """Tokens of the longest probe sequence."""
@@ -78,12 +78,22 @@ def load_tree(
 
 
 def pick_context(config: Any, context: int | None) -> int:
-    """`context`, or all positions of a model; raises ValueError for more, and beyond a sliding window."""
+    """`context`, or all positions of a model.
+
+    Raises ValueError for more, and for one beyond a sliding window or the first range of a longrope.
+    """
     text = config.get_text_config()
     positions = getattr(text, "max_position_embeddings", None)
     chosen = context or positions or UNLIMITED
     if positions is not None and chosen > positions:
         raise ValueError(f"context is {chosen}, the model has only {positions} positions; give that or less")
+    rope = getattr(text, "rope_parameters", None) or {}
+    trained = rope.get("original_max_position_embeddings") if rope.get("rope_type") == "longrope" else None
+    if trained is not None and chosen > trained:
+        raise ValueError(
+            f"beyond {trained} positions the model turns all keys by other angles (longrope), which a batch of"
+            f" sequences of different lengths cannot; the context is {chosen}: give context={trained} or less"
+        )
     kinds = getattr(text, "layer_types", None)
     slides = getattr(text, "use_sliding_window", True) and (
         not kinds or any(kind != "full_attention" for kind in kinds)
@@ -120,8 +130,9 @@ def _probe(tree: KVTree) -> str | None:
     """What is wrong, or None: outputs of a tree of sequences against plain forward passes."""
     generator = torch.Generator().manual_seed(0)
     vocab = tree.model.get_input_embeddings().weight.shape[0]
-    long = torch.randint(vocab, (PROBE,), generator=generator).tolist()
-    short = torch.randint(vocab, (PROBE // 3,), generator=generator).tolist()
+    size = max(4, min(PROBE, tree.context - 4))
+    long = torch.randint(vocab, (size,), generator=generator).tolist()
+    short = torch.randint(vocab, (size // 3,), generator=generator).tolist()
     steps = [long[:3], long[3:5], short[:1], short[:2]]
     try:
         first, (a, b) = tree.extend([None, None], [long, short])
@@ -135,7 +146,7 @@ def _probe(tree: KVTree) -> str | None:
     expected = torch.stack([_plain(tree, row) for row in whole])
     found = torch.cat((first, second, third))[:, 0].float()
     # A tenth of what another first half of the sequence changes: wrong masks and positions do more, rounding less.
-    change = (_plain(tree, whole[-1]) - _plain(tree, whole[-1][PROBE // 2 :])).abs().max()
+    change = (_plain(tree, whole[-1]) - _plain(tree, whole[-1][size // 2 :])).abs().max()
     rounding = max(1e-4, 8 * torch.finfo(tree.dtype).eps) * expected.abs().max()
     off = (found - expected).abs().max()
     if off <= torch.maximum(rounding, change / 10):

@@ -17,10 +17,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from engine.batch import Prefix
 from engine.cache import KVTree
 from engine.interface import Usage
 from engine.load import load_model, load_tree, pick_device
+from engine.prefix import Prefix
 from engine.prm_formats import PrmFormat, encode_steps, recognise, single_id, tensor_shapes
 from engine.prm_likelihood import step_features, unembedding
 from engine.prm_text import Delimited, PassThrough, Rewriter, Separated, Turns, Writer, same_ids

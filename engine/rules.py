@@ -10,6 +10,8 @@ from collections.abc import Sequence
 
 from engine.interface import Finish, Sampling
 
+COLDEST = 1e-4
+"""Temperatures below it overflow float32 and would be greedy anyway."""
 _MASK = (1 << 64) - 1
 
 
@@ -77,7 +79,11 @@ def check_ids(ids: Sequence[int], vocab: int, what: str) -> None:
 def check_sampling(sampling: Sampling) -> None:
     """Raise ValueError for a setting that means nothing."""
     bounds = (
-        ("temperature", sampling.temperature >= 0, "0 (greedy) or more"),
+        (
+            "temperature",
+            sampling.temperature == 0 or sampling.temperature >= COLDEST,
+            f"0 (greedy), or {COLDEST} or more",
+        ),
         ("top_k", sampling.top_k >= 0, "0 (off) or more"),
         ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1 (off)"),
         ("min_p", 0 <= sampling.min_p <= 1, "from 0 (off) to 1"),

@@ -7,6 +7,7 @@ probability, and the search goes over sums of blocks first, so a vocabulary of 4
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,11 +46,10 @@ def uniforms(seeds: Sequence[int], positions: Sequence[int], count: int) -> np.n
     seeds_B1 = np.array([seed & mask for seed in seeds], dtype=np.uint64)[:, None]
     positions_BN = np.array(positions, dtype=np.uint64)[:, None] + np.arange(count, dtype=np.uint64)
     bits_BN = _mix(_mix(seeds_B1) ^ positions_BN) >> np.uint64(11)
-    numbers_BN: np.ndarray = bits_BN.astype(np.float64) * 2.0**-53
-    return numbers_BN
+    return np.asarray(bits_BN.astype(np.float64) * 2.0**-53)
 
 
-def _mix(state: np.ndarray) -> np.ndarray:
+def _mix(state: Any) -> Any:
     with np.errstate(over="ignore"):  # arithmetic is modulo 2^64
         state = state + np.uint64(0x9E3779B97F4A7C15)
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
@@ -96,10 +96,13 @@ def _invert(weights_BV: Tensor, uniform_B: Tensor) -> Tensor:
 
 
 def _search(cumulative_BN: Tensor, target_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The first entry above the target, never one without weight, and what of the target lies inside it."""
+    """The first entry above the target, never one without weight, and what of the target lies inside it.
+
+    Among nan the last entry: the caller sees a nan log-probability instead of an index error of the device.
+    """
     total_B = cumulative_BN[:, -1]
     # Rounding may lift a target to the total, behind which no entry is.
     target_B1 = torch.minimum(target_B, torch.nextafter(total_B, torch.zeros_like(total_B)))[:, None]
-    found_B1 = torch.searchsorted(cumulative_BN, target_B1, right=True)
+    found_B1 = torch.searchsorted(cumulative_BN, target_B1, right=True).clamp(max=cumulative_BN.shape[-1] - 1)
     before_B1 = cumulative_BN.gather(-1, (found_B1 - 1).clamp(min=0)).where(found_B1 > 0, 0.0)
     return found_B1[:, 0], (target_B1 - before_B1)[:, 0]

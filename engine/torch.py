@@ -5,7 +5,7 @@
     outs = engine.step(seqs, Sampling(temperature=0.8), max_tokens=64, stop=[newline])
     more = engine.fork(seqs[3], [100, 101])        # costs nothing: a handle on the same cache
 
-A sequence's cache is an immutable `engine.batch.Prefix` between calls; `step` gathers what comes after the shared
+A sequence's cache is an immutable `engine.prefix.Prefix` between calls; `step` gathers what comes after the shared
 prompts into one contiguous block, decodes in place, and keeps each row's new columns when it leaves. Gathering costs
 a copy of the tails per call (about 1 ms at 16 rows of 300 tokens of a 5M model): steps of several tokens pay it back.
 
@@ -17,16 +17,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from engine.batch import Prefix
 from engine.cache import CHUNK, ROWS, KVTree
 from engine.interface import Finish, Sampling, StepOut, Usage
 from engine.load import load_model, load_tree
+from engine.prefix import Prefix
 from engine.rules import check_distinct, check_prompts, check_sampling, check_stops, finish_of, limits_of
 from engine.sampling import best, draw, uniforms
 
@@ -182,7 +183,7 @@ class _Call:
 
     def decode(self, rows: list[_Row]) -> None:
         """Feed each row's last token and draw the next, until all rows are finished."""
-        batch = self.tree.batch([row.prefix for row in rows])
+        batch = self.tree.batch([row.prefix for row in rows], max(row.limit for row in rows))
         ids_B = torch.tensor([(row.ids or row.seq.ids)[-1] for row in rows], device=self.tree.device)
         turn, fed = 0, 0
         while rows:
@@ -208,6 +209,8 @@ class _Call:
         # One transfer for both: float64 holds ids exactly.
         tokens, logprobs = torch.stack((ids_B.double(), logprobs_B.double())).tolist()
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):
+            if isnan(logprob):
+                raise FloatingPointError(f"the model's logits are nan after {row.total} tokens; try dtype float32")
             row.ids.append(int(token))
             row.logprobs.append(logprob)
             row.finish = finish_of(row.ids, row.total, row.limit, self.context, self.ends, self.stops)

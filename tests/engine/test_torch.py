@@ -187,6 +187,15 @@ def test_a_call_that_fails_leaves_its_sequences_as_they_were(monkeypatch: pytest
     assert out.ids == expected[2:]
 
 
+def test_logits_that_are_nan_are_an_error_and_no_token() -> None:
+    model = make_model()
+    engine = TorchEngine(model, end_ids=())
+    [seq] = engine.open(prompts(6), [2])
+    model.lm_head.weight.data.fill_(torch.nan)
+    with pytest.raises(FloatingPointError, match="nan after 7 tokens"):
+        engine.step([seq], WARM, 6)
+
+
 def test_bad_calls_are_refused_with_the_value_and_what_to_do(llama: TorchEngine) -> None:
     cases: list[tuple[list[int], str]] = [
         ([], "prompt 0 is empty"),
