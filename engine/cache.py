@@ -82,7 +82,10 @@ class KVTree:
             output, new = self._extend([prefixes[i] for i in part], [ids[i] for i in part], last)
             outputs |= zip(part, output.unbind(0), strict=True)
             extended |= zip(part, new, strict=True)
-        return torch.stack([outputs[i] for i in range(len(ids))]), [extended[i] for i in range(len(ids))]
+        # A part is as wide as its longest row, so parts may differ.
+        width = max((len(output) for output in outputs.values()), default=0)
+        rows = [torch.nn.functional.pad(outputs[i], (0, 0, width - len(outputs[i]), 0)) for i in range(len(ids))]
+        return torch.stack(rows), [extended[i] for i in range(len(ids))]
 
     def batch(self, prefixes: Sequence[Prefix | None], most: int | None = None) -> Batch:
         """A batch to feed token by token, by at most `most` tokens. The one made before must not be used any more."""

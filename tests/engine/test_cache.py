@@ -78,6 +78,14 @@ def test_long_prompts_run_in_chunks_and_short_ones_together() -> None:
     assert counter.tokens == 59 and counter.calls == 5  # 4 for the long one, 1 for both short ones
 
 
+def test_parts_of_different_widths_come_back_as_one_block() -> None:
+    model = make_model()
+    whole, _ = load_tree(model).extend([None] * 3, prompts(9, 6, 4), last=9)
+    parts, _ = load_tree(model, chunk=10).extend([None] * 3, prompts(9, 6, 4), last=9)
+    for output, length in zip(zip(whole, parts, strict=True), (9, 6, 4), strict=True):
+        assert torch.allclose(output[0][-length:], output[1][-length:], atol=1e-4)
+
+
 def config_of(name: str) -> Any:
     from transformers import BloomConfig, MambaConfig, MistralConfig
 
