@@ -2,7 +2,7 @@
 
 Where both share tokenizer and template, ids pass through untouched (`PassThrough`). Else prompt and steps are decoded
 with the generator's tokenizer and written anew; the whole text is tokenised each time, so the ids are those of a model
-card's own example, and a verifier feeds what its cache lacks. That costs about 1 ms for 2,000 tokens a step.
+card's own example, and a verifier feeds what its cache lacks. The price is tokenising the text so far at each step.
 """
 
 from __future__ import annotations
