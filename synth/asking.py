@@ -16,11 +16,11 @@ from synth.curate import TestSet, load_problems, select
 from synth.shards import Row, Shards, write_jsonl, write_text
 
 
-def choose_problems(job: Job) -> tuple[list[WordProblem], list[tuple[WordProblem, str]]]:
-    """Training problems that the step may ask, and those refused with the reason."""
+def choose_problems(job: Job, skip: int = 0) -> tuple[list[WordProblem], list[tuple[WordProblem, str]]]:
+    """Training problems that the step may ask, behind the first `skip`, and those refused with the reason."""
     corpus = job.inputs["corpus"]
     tests = TestSet((row["question"] for row in load_problems(corpus, "test")), job.config.decontaminate)
-    return select(load_problems(corpus, "train"), tests, job.config.problems, job.config.seed)
+    return select(load_problems(corpus, "train"), tests, job.config.problems, job.config.seed, skip)
 
 
 def ask(

@@ -97,6 +97,9 @@ class RolloutLabels(Identity):
 class StepLabelsConfig(_Problems):
     """Identity of `step_labels`."""
 
+    skip: int = Field(0, ge=0)
+    """Leave out the first so many problems of the draw: with the same seed, those that `chat_data` made its rows of.
+    On problems that it was trained on, a model makes other mistakes than on new ones."""
     num_generations: int = Field(8, ge=1)
     """Solutions sampled per problem."""
     sampling: dict[str, Any] = Field({"temperature": 1.0})

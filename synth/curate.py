@@ -64,9 +64,9 @@ def load_problems(corpus: Path, name: str) -> list[WordProblem]:
 
 
 def select(
-    problems: Sequence[WordProblem], tests: TestSet, count: int | None, seed: int
+    problems: Sequence[WordProblem], tests: TestSet, count: int | None, seed: int, skip: int = 0
 ) -> tuple[list[WordProblem], list[tuple[WordProblem, str]]]:
-    """`count` problems drawn by `seed`, and those refused with the reason, in a fixed order.
+    """`count` problems drawn by `seed`, behind the first `skip`, and those refused with the reason, in a fixed order.
 
     Refused are a question asked before (`duplicate_question`) and one too close to the test set (`contaminated`).
     Fewer than `count` are returned only if the corpus has no more.
@@ -77,7 +77,7 @@ def select(
     refused: list[tuple[WordProblem, str]] = []
     seen: set[str] = set()
     for problem in (problems[index] for index in order):
-        if len(kept) == count:
+        if count is not None and len(kept) == skip + count:
             break
         text = normalise(problem["question"])
         if text in seen:
@@ -87,7 +87,7 @@ def select(
         else:
             kept.append(problem)
         seen.add(text)
-    return kept, refused
+    return kept[skip:], refused
 
 
 def by_id(rows: Iterable[Row]) -> list[Row]:

@@ -32,9 +32,11 @@ Label = bool | float | None
 def run(job: Job) -> dict[str, float]:
     """Sample, label, mix. Raises ValueError for references that exact labels cannot read, and for no row at all."""
     config: StepLabelsConfig = job.config
-    problems, refused = choose_problems(job)
+    problems, refused = choose_problems(job, config.skip)
     if len(problems) < 2:
-        raise ValueError(f"{len(problems)} problems are too few: train.jsonl and test.jsonl need one each at least")
+        raise ValueError(
+            f"{len(problems)} problems behind the first {config.skip} are too few: train.jsonl and test.jsonl need one each"
+        )
     if isinstance(config.label, ExactLabels):
         for problem in problems:
             reference_chain(problem)

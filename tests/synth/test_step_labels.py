@@ -15,8 +15,9 @@ from engine.fake import FakeEngine, Tree
 from engine.interface import Sampling
 from engine.prm_formats import encode_prompt, encode_steps
 from synth.check import check_steps
-from synth.config import Corruption, StepLabelsConfig
+from synth.config import Corruption, Decontaminate, StepLabelsConfig
 from synth.corruptions import KINDS, corrupt
+from synth.curate import TestSet, select
 from synth.solutions import Solver
 from synth.stage import STEP_LABELS
 from synth.step_check import equation, exact_labels, reference_chain, split
@@ -167,6 +168,15 @@ def test_rows_are_the_samplers_tokens_and_do_not_depend_on_batches_or_shards(
     assert len(asked[1]) == 2
     assert not asked[0] & asked[1], "a problem is on one side only"
     assert not (asked[0] | asked[1]) & {row["question"] for row in rows(tiny_corpus / "problems" / "test.jsonl")}
+
+
+def test_problems_of_another_step_can_be_left_out() -> None:
+    tests, problems = TestSet([], Decontaminate()), [problem(number) for number in range(12)]
+    whole, _ = select(problems, tests, None, seed=3)
+    first, _ = select(problems, tests, 5, seed=3)
+    behind, _ = select(problems, tests, 4, seed=3, skip=5)
+    assert first + behind == whole[:9]
+    assert select(problems, tests, None, seed=3, skip=5)[0] == whole[5:]
 
 
 def test_a_retry_takes_finished_shards_and_needs_no_model_for_them(
