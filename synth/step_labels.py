@@ -34,9 +34,8 @@ def run(job: Job) -> dict[str, float]:
     config: StepLabelsConfig = job.config
     problems, refused = choose_problems(job, config.skip)
     if len(problems) < 2:
-        raise ValueError(
-            f"{len(problems)} problems behind the first {config.skip} are too few: train.jsonl and test.jsonl need one each"
-        )
+        behind = f"{len(problems)} problems behind the first {config.skip}"
+        raise ValueError(f"{behind} are too few: train.jsonl and test.jsonl need one each; the corpus has no more")
     if isinstance(config.label, ExactLabels):
         for problem in problems:
             reference_chain(problem)
