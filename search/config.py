@@ -45,7 +45,7 @@ class SearchConfig(Identity):
     """Of one solution in total, over all its steps."""
     max_step_tokens: int | None = Field(None, ge=1)
     """Of one step; default: `max_tokens`."""
-    aggregation: Literal["last", "min", "prod", "mean"] = "last"
+    aggregation: Literal["last", "min", "prod", "mean"] = "min"
     """One score of a solution from those of its steps; in the search and in the votes."""
     budget: int | None = Field(None, ge=1)
     """Tokens generated plus tokens scored that one problem may cost under each method; default: what `n` costs."""

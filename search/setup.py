@@ -35,4 +35,4 @@ class Setup:
     splitter: Splitter
     reader: Reader
     sampling: Sampling = field(default_factory=Sampling)
-    aggregation: Aggregation = "last"
+    aggregation: Aggregation = "min"

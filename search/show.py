@@ -42,7 +42,7 @@ def solve(
     max_tokens: int = 256,
     max_step_tokens: int | None = None,
     step_delimiter: str = "\n\n",
-    aggregation: Any = "last",
+    aggregation: Any = "min",
     form: str = "chat",
     seed: int = 0,
     device: str = "auto",
