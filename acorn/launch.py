@@ -93,13 +93,32 @@ class Processes:
         # Never the name of an earlier job: its file outlives a kill -9, process ids come again (in containers at once),
         # and a warm worker starts as soon as the file is there.
         job_file = self._jobs / f"{step.replace('/', '-')}-{uuid4().hex}.json"
-        process = subprocess.Popen(
-            [*command_line(stage, job_file, execution), *extra],
-            env=environment(execution, self._jobs.parent),
-            start_new_session=True,
-            preexec_fn=partial(kill_when_parent_dies, os.getpid()),
-        )
-        return process, job_file
+        command = [*command_line(stage, job_file, execution), *extra]
+        return _spawn(command, environment(execution, self._jobs.parent)), job_file
+
+
+def _spawn(command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own that dies with us.
+
+    Interrupts wait meanwhile: Python drops an exception raised in the hooks around a fork, and Ctrl-C would be lost.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
+    try:
+        hook = partial(_in_child, os.getpid(), before)
+        process = subprocess.Popen(command, env=environ, start_new_session=True, preexec_fn=hook)
+        try:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)  # raises what has waited
+        except BaseException:
+            stop_group(process)
+            raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+    return process
+
+
+def _in_child(parent: int, mask: set[signal.Signals | int]) -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+    kill_when_parent_dies(parent)
 
 
 def kill_when_parent_dies(parent: int) -> None:
