@@ -31,6 +31,10 @@ FILES = {
     "eval": ["results.json", "samples/base.jsonl", "logs/metrics.jsonl"],
     "gguf": ["model-f16.gguf", "model-q8_0.gguf", "parity.json", "logs/metrics.jsonl"],
     "answer": ["transcript.jsonl"],
+    "steps": ["train.jsonl", "test.jsonl", "logs/metrics.jsonl"],
+    "prm": ["model.safetensors", "prm.json", "scores.jsonl", "logs/metrics.jsonl"],
+    "think": ["results.json", "outcomes.jsonl", "completions.jsonl", "trees.jsonl", "logs/metrics.jsonl"],
+    "versus": ["results.json"],
 }
 
 
@@ -66,6 +70,8 @@ def test_every_step_is_an_artifact_with_its_files_and_lineage(undisturbed: Path)
         *("problems", "tokenizer", "tokens", "pretrain", "chat_data", "sft", "preference_pairs", "dpo"),
         *("gguf", "answer"),
     }
+    ancestors = {manifest.stage for manifest in registry.lineage(registry.get("smoke/versus").key)}
+    assert ancestors >= {"tokenizer", "pretrain", "sft", "step_labels", "prm", "search", "search_comparison"}
     assert registry.verify() == []
 
 
@@ -93,11 +99,21 @@ def test_training_steps_lower_their_loss(undisturbed: Path) -> None:
         assert len(losses) >= 2 and losses[-1] < losses[0], (step, losses)
 
 
+def test_thinking_longer_was_measured_by_every_method_and_held_against_the_greedy_answer(undisturbed: Path) -> None:
+    results = json.loads((Registry(undisturbed).get("smoke/think").path / "results.json").read_text())
+    whole = [row for row in results["methods"] if row["seed"] is None and row["level"] is None]
+    assert {row["method"] for row in whole} == {"greedy", "weighted", "beam", "dvts"}
+    assert all(row["problems"] == 10 and row["tokens"] > 0 for row in whole)
+    assert all((row["scored"] > 0) == (row["method"] != "greedy") for row in whole)
+    tables = json.loads((Registry(undisturbed).get("smoke/versus").path / "results.json").read_text())["tables"]
+    assert {row["method"] for row in tables[0]["differences"]} >= {"weighted", "beam", "dvts"}
+
+
 def test_wandb_has_one_group_with_the_stages_as_job_types(undisturbed: Path) -> None:
     """Offline run folders exist for every step that tracks: training, synth, eval and export."""
     runs = list((undisturbed / "wandb").glob("wandb/offline-run-*")) or list(undisturbed.glob("**/offline-run-*"))
     names = {folder.name.split("-", 4)[-1] for folder in runs}
-    for step in ("base", "chat", "sft", "pairs", "dpo", "eval", "gguf"):
+    for step in ("base", "chat", "sft", "pairs", "dpo", "eval", "gguf", "steps", "prm", "think"):
         assert any(name.endswith(f"-{step}") for name in names), (step, names)
     assert len({name.rsplit("-", 1)[0] for name in names}) == 1
 
@@ -108,7 +124,7 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_digests(
     home = tmp_path / "home"
     moments = random.Random(7)
     kills = 0
-    for _ in range(6):
+    for _ in range(8):
         process = start(home)
         try:
             process.communicate(timeout=moments.uniform(4, 22))
@@ -117,7 +133,7 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_digests(
             process.communicate()
             kills += 1
         assert Registry(home).verify() == []
-    assert kills >= 4
+    assert kills >= 5
     process = start(home)
     said, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, said[-5000:]
