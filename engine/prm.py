@@ -254,12 +254,20 @@ def _load(folder: Path, form: PrmFormat, tokenizer: Any, device: str, dtype: Any
 
 def _load_backbone(folder: Path, dtype: Any) -> Any:
     from transformers import AutoConfig, AutoModel
+    from transformers.utils import logging
 
     # The name of the folder's own code is dropped with its config: `model_type` must be one that transformers knows.
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    return AutoModel.from_pretrained(
-        folder, config=config, dtype=dtype, use_safetensors=True, trust_remote_code=False, local_files_only=True
-    )
+    settings = {"dtype": dtype, "use_safetensors": True, "trust_remote_code": False, "local_files_only": True}
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # or it reports the head, which is read beside it, as unexpected
+    try:
+        backbone, report = AutoModel.from_pretrained(folder, config=config, output_loading_info=True, **settings)
+    finally:
+        logging.set_verbosity(verbosity)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{folder} has no weights for {', '.join(missing[:3])} ({len(missing)} in all): copy it anew")
+    return backbone
 
 
 def read_head(folder: Path) -> nn.Module:

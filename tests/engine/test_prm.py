@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     AutoModelForCausalLM,
@@ -270,6 +270,11 @@ def test_a_prm_that_does_not_fit_is_refused_with_what_to_do(
     (bare / "chat_template.jinja").unlink()
     with pytest.raises(ValueError, match=r"no chat template.*use a PRM trained from this generator's tokenizer"):
         load_verifier(bare, policy_tokenizer=policy, device="cpu")
+    torn = classifier(tmp_path / "torn", tiny_tokenizer)
+    kept = {name: tensor for name, tensor in load_file(torn / "model.safetensors").items() if "layers.1." not in name}
+    save_file(kept, torn / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"no weights for layers\.1\."):
+        load_verifier(torn, policy_tokenizer=policy, device="cpu")
     merged = classifier(tmp_path / "merged", tiny_tokenizer)
     with pytest.raises(ValueError, match="merges the end of the step delimiter ' '"):
         load_verifier(merged, policy_tokenizer=policy, step_delimiter=" ", device="cpu")
