@@ -34,7 +34,7 @@ FILES = {
     "steps": ["train.jsonl", "test.jsonl", "logs/metrics.jsonl"],
     "prm": ["model.safetensors", "prm.json", "scores.jsonl", "logs/metrics.jsonl"],
     "think": ["results.json", "outcomes.jsonl", "completions.jsonl", "trees.jsonl", "logs/metrics.jsonl"],
-    "versus": ["results.json"],
+    "gain": ["results.json"],
 }
 
 
@@ -70,7 +70,7 @@ def test_every_step_is_an_artifact_with_its_files_and_lineage(undisturbed: Path)
         *("problems", "tokenizer", "tokens", "pretrain", "chat_data", "sft", "preference_pairs", "dpo"),
         *("gguf", "answer"),
     }
-    ancestors = {manifest.stage for manifest in registry.lineage(registry.get("smoke/versus").key)}
+    ancestors = {manifest.stage for manifest in registry.lineage(registry.get("smoke/gain").key)}
     assert ancestors >= {"tokenizer", "pretrain", "sft", "step_labels", "prm", "search", "search_comparison"}
     assert registry.verify() == []
 
@@ -105,7 +105,7 @@ def test_thinking_longer_was_measured_by_every_method_and_held_against_the_greed
     assert {row["method"] for row in whole} == {"greedy", "weighted", "beam", "dvts"}
     assert all(row["problems"] == 10 and row["tokens"] > 0 for row in whole)
     assert all((row["scored"] > 0) == (row["method"] != "greedy") for row in whole)
-    tables = json.loads((Registry(undisturbed).get("smoke/versus").path / "results.json").read_text())["tables"]
+    tables = json.loads((Registry(undisturbed).get("smoke/gain").path / "results.json").read_text())["tables"]
     assert {row["method"] for row in tables[0]["differences"]} >= {"weighted", "beam", "dvts"}
 
 
