@@ -44,10 +44,11 @@ def scale_over(values: Iterable[float], start: float, end: float, log: bool = Fa
     """A scale whose ends lie a little outside `values` (at 0, if `zero` and nothing is below)."""
     found = [value for value in values if math.isfinite(value) and (value > 0 or not log)]
     low, high = min(found, default=1.0), max(found, default=2.0)
+    level = high - low <= 1e-6 * max(abs(low), abs(high))  # closer than ticks could tell apart
     if log:
-        margin = (high / low) ** 0.04 if high > low else 1.5
+        margin = 1.5 if level else (high / low) ** 0.04
         return Scale(low / margin, high * margin, start, end, log=True)
-    margin = 0.05 * (high - low) or 0.1 * abs(high) or 1.0
+    margin = (0.1 * abs(high) or 1.0) if level else 0.05 * (high - low)
     bottom = min(0.0, low) if zero else low - margin
     return Scale(bottom, high + margin, start, end)
 
@@ -64,7 +65,7 @@ def _round_ticks(low: float, high: float, most: int) -> list[float]:
     step = next(factor * power for factor in (1, 2, 2.5, 5, 10) if factor * power >= raw * (1 - 1e-9))
     first = math.ceil(low / step - 1e-9)
     last = math.floor(high / step + 1e-9)
-    return [round(index * step, 12) for index in range(first, last + 1)]
+    return [float(f"{index * step:.12g}") for index in range(first, last + 1)]
 
 
 def _log_ticks(low: float, high: float, most: int) -> list[float]:

@@ -73,7 +73,8 @@ def _chart(
             lines.append(_alone(other.step.inputs["model"], row, lines, BASELINE_COLOUR))
     problems = max(row["problems"] for row in rows)
     caption = (
-        f"{problems:,} problems; whiskers are 95 % intervals over problems. Dashed: one greedy answer, and pass@n."
+        f"{problems:,} problems; whiskers are 95 % intervals over problems. Dashed: one greedy answer "
+        "of the model named, and pass@n, the share of problems that any of n samples solves."
     )
     drawn = line_chart(lines, "tokens per problem", show=_share, log_x=True, within=(0.0, 1.0))
     title = "All levels" if level is None else f"Level {level}"
@@ -104,7 +105,7 @@ def _ceiling(results: dict[str, Any], rows: Figures, level: int | None) -> list[
 def _alone(name: str, row: dict[str, Any], lines: Sequence[Series], colour: int) -> Series:
     """A greedy answer as a level line over the whole width."""
     xs = [x for line in lines for x, _ in line.points] + [row["tokens"]]
-    return Series(f"{name}, greedy", [(min(xs), row["mean"]), (max(xs), row["mean"])], colour, dashed=True)
+    return Series(name, [(min(xs), row["mean"]), (max(xs), row["mean"])], colour, dashed=True)
 
 
 def _table(results: dict[str, Any]) -> Html:
