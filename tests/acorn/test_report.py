@@ -129,8 +129,8 @@ def test_searches_are_drawn_over_tokens_beside_the_larger_models_answer_and_held
         votes = [row for row in rows if (row["method"], row["level"]) == ("majority", level)]
         points = json.dumps([[row["tokens"], float(f"{row['mean']:.6g}")] for row in votes], separators=(",", ":"))
         assert ("majority", points) in shown
-    [_, larger] = [[y for _, y in json.loads(points)] for name, points in shown if name == "dpo"][:2]
-    assert larger[0] == larger[1], "one answer is a level line"
+    larger = [{y for _, y in json.loads(points)} for name, points in shown if name == "dpo"]
+    assert len(larger) >= 2 and all(len(heights) == 1 for heights in larger), "one answer is a level line"
     for words in ("Against large, greedy", "+28.0", "[22.0, 34.0]", "What thinking longer brings", "Compute-optimal"):
         assert words in page.text
 
