@@ -33,7 +33,7 @@ class Terminated(KeyboardInterrupt):
 
 def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
     """Run a command; known failures become a sentence and exit code 1, an interruption 130 (SIGTERM: 143)."""
-    signal.signal(signal.SIGTERM, _on_sigterm)
+    before = signal.signal(signal.SIGTERM, _on_sigterm)
     try:
         return handler(options)
     except RecipeError as error:
@@ -46,6 +46,8 @@ def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
             f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept. {again}", soft_wrap=True
         )
         return 143 if isinstance(stopped, Terminated) else 130
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 1
 
 

@@ -332,9 +332,17 @@ def _patched(cache: Path) -> Iterator[None]:
 
 
 def _leashed(parent: int, born: Any, init_worker: Any, *arguments: Any) -> None:
+    # The pool ends its workers by SIGTERM. A handler they inherit, as the command line's, may raise where distilabel
+    # swallows it, and the pool would wait for ever.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     die_with(parent)
     init_worker(*arguments)
     with born.get_lock():
         born.value += 1
-        if born.value > STEPS:
-            os.kill(parent, signal.SIGUSR1)
+        replacement = born.value > STEPS
+    if replacement:
+        os.kill(parent, signal.SIGUSR1)
+        # Until SIGTERM. It must not go on to take the lock of the pool's queue: the thread that forked it ends before
+        # the pool takes that lock, and with the thread this process (prctl(2): "parent" is a thread), lock in hand.
+        while True:
+            signal.pause()
