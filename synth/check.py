@@ -62,7 +62,7 @@ def _check_llm(llm: dict[str, Any]) -> list[Problem]:
     given = arguments.get("generation_kwargs", {})
     # A pipeline step passes these two itself; `self` is nobody's to give.
     accepted = set(inspect.signature(_generate_method(cls)).parameters) - {"self", "input", "inputs", "num_generations"}
-    problems += _unknown("llm.generation_kwargs", given, accepted, f"{_library_name(cls)}.generate")
+    problems += _unknown("llm.generation_kwargs", given, accepted, f"{cls.__name__}.generate")
     return problems or _ask_class(cls, kind, arguments)
 
 

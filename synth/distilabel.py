@@ -84,11 +84,11 @@ class TeacherLLM(LLM):  # type: ignore[misc]
 
 
 class ModelLLM(TransformersLLM):  # type: ignore[misc]
-    """distilabel's TransformersLLM with batches, seeds, and word of whether an answer ended by itself.
+    """distilabel's TransformersLLM on acorn's torch engine: batches, seeds, and word of whether an answer ended.
 
-    TransformersLLM generates one prompt after the other and has no seed. Here prompts are sorted by length, padded on
-    the left and generated `batch_size` at a time; each sample draws from its own stream, seeded by (seed, prompt,
-    number of the sample), so neither batches nor shards change what is drawn, but for float rounding.
+    TransformersLLM generates one prompt after the other and has no seed. Here `batch_size` sequences are generated at
+    a time, a prompt runs through the model once for all its samples, and each sample draws from its own stream, seeded
+    by (seed, prompt, number of the sample), so neither batches nor shards change what is drawn, but for float rounding.
     """
 
     device: str | int | None = "auto"
@@ -99,6 +99,8 @@ class ModelLLM(TransformersLLM):  # type: ignore[misc]
         """Load model and tokenizer themselves: importing transformers' `pipeline` would take another two seconds."""
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        from engine.torch import TorchEngine
 
         # Decided here, in the step's own process: a CUDA context does not survive a fork.
         device = self.device
@@ -112,8 +114,9 @@ class ModelLLM(TransformersLLM):  # type: ignore[misc]
         model = AutoModelForCausalLM.from_pretrained(
             self.model, dtype=self.torch_dtype, device_map=self.device_map, **common, **(self.model_kwargs or {})
         )
-        model = model.eval() if self.device_map is not None else model.eval().to(device)
-        self._pipeline = SimpleNamespace(model=model, tokenizer=tokenizer)
+        model = model if self.device_map is not None else model.to(device)
+        engine = TorchEngine(model, end_ids=_end_ids(model, tokenizer), rows=self.batch_size)
+        self._pipeline = SimpleNamespace(engine=engine, tokenizer=tokenizer)
         LLM.load(self)
 
     def unload(self) -> None:
@@ -126,22 +129,25 @@ class ModelLLM(TransformersLLM):  # type: ignore[misc]
         num_generations: int = 1,
         max_new_tokens: int = 256,
         temperature: float = 1.0,
-        repetition_penalty: float = 1.0,
-        top_p: float = 1.0,
         top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
         do_sample: bool = True,
     ) -> list[Any]:
-        """Samples for each conversation; the arguments are those of `TransformersLLM.generate`."""
-        from synth.sampling import Sampling, sample
+        """Samples for each conversation; `do_sample=False` takes the most probable tokens."""
+        from engine.interface import Sampling
+        from synth.sampling import sample
 
-        settings = Sampling(max_new_tokens, temperature, repetition_penalty, top_p, top_k, do_sample)
+        sampling = Sampling(temperature if do_sample else 0.0, top_k, top_p, min_p)
         prompts = [self.prepare_input(messages) for messages in inputs]
         seeds = [
             _stable_seed(f"{self.seed}:{number}:{prompt}") for prompt in prompts for number in range(num_generations)
         ]
         repeated = [prompt for prompt in prompts for _ in range(num_generations)]
         pipeline = self._pipeline
-        samples = sample(pipeline.model, pipeline.tokenizer, repeated, seeds, settings, self.batch_size)
+        samples = sample(
+            pipeline.engine, pipeline.tokenizer, repeated, seeds, sampling, max_new_tokens, self.batch_size
+        )
         outputs = []
         for start in range(0, len(samples), num_generations):
             own = samples[start : start + num_generations]
@@ -149,6 +155,11 @@ class ModelLLM(TransformersLLM):  # type: ignore[misc]
             output["finished"] = [one.finished for one in own]
             outputs.append(output)
         return outputs
+
+
+def _end_ids(model: Any, tokenizer: Any) -> set[int]:
+    configured = model.generation_config.eos_token_id
+    return {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id} - {None}
 
 
 LLM_CLASSES: dict[str, type[Any]] = {"teacher": TeacherLLM, "model": ModelLLM, "openai": OpenAILLM}
@@ -176,7 +187,9 @@ def make_llm(
         return OpenAILLM(**rest)
     # Before the first fork, so that every shard's process has torch and transformers. Neither may start CUDA here.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
-    import synth.sampling  # noqa: F401
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    import engine.torch  # noqa: F401
 
     if model is not None:
         rest["model"] = str(model)

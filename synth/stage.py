@@ -15,7 +15,7 @@ from synth.config import (
 CHAT_DATA = Stage(
     name="chat_data",
     package="synth",
-    version=1,
+    version=2,
     identity=ChatDataConfig,
     execution=ChatExecution,
     inputs={"corpus": "corpus", "model?": "model"},
@@ -28,7 +28,7 @@ CHAT_DATA = Stage(
 PREFERENCE_PAIRS = Stage(
     name="preference_pairs",
     package="synth",
-    version=1,
+    version=2,
     identity=PreferencePairsConfig,
     execution=PairsExecution,
     inputs={"corpus": "corpus", "model": "model"},

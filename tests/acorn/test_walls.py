@@ -15,7 +15,7 @@ from acorn.stages import PACKAGES, stages
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {
     "nanotron": {"pretrain/nanotron.py", "pretrain/arguments.py", "pretrain/check.py", "pretrain/compat"},
-    "distilabel": {"synth/distilabel.py", "synth/check.py", "synth/teacher.py", "synth/sampling.py"},
+    "distilabel": {"synth/distilabel.py", "synth/check.py", "synth/teacher.py"},
     "trl": {"posttrain/trl.py", "posttrain/check.py"},
     "lighteval": {"eval/lighteval.py", "eval/model.py", "eval/tasks.py", "eval/check.py"},
     "gguf": {"export/gguf.py", "export/vocabulary.py"},

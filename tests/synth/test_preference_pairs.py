@@ -6,10 +6,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
+from engine.interface import Sampling
+from engine.torch import TorchEngine
 from synth.preference_pairs import make_pair
-from synth.sampling import Sampling, sample
+from synth.sampling import Sample, sample
 from synth.stage import PREFERENCE_PAIRS
 from synth.verify import score
 from tests.jobs import make_job, run_here
@@ -64,18 +66,21 @@ def test_without_a_right_sample_the_reference_is_chosen_or_the_prompt_is_rejecte
 
 
 def test_a_sample_ends_at_the_last_position_of_the_model(tiny_model: Path) -> None:
-    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     prompts = ["Ida has 3 apples. ", "Ida has 3 apples and 4 books and 5 coins and 6 shells at home. "]
     short, long = (len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
-    model.config.max_position_embeddings = short + 3
-    settings = Sampling(8, 1.0, 1.0, 1.0, 0, True)
-    first, second = sample(model, tokenizer, prompts, [1, 2], settings, batch_size=2)
+
+    def samples(context: int) -> list[Sample]:
+        return sample(TorchEngine(tiny_model, context=context), tokenizer, prompts, [1, 2], Sampling(), 8, batch_size=2)
+
+    first, second = samples(short + 3)
     assert (first.tokens, first.finished) == (3, False)
     assert (second.tokens, second.finished) == (0, False)
-    model.config.max_position_embeddings = long + 8
-    whole = sample(model, tokenizer, prompts, [1, 2], settings, batch_size=1)
-    assert whole[0].tokens == 8
-    assert whole[0].text.startswith(first.text)
+    whole, _ = samples(long + 8)
+    assert whole.tokens == 8
+    assert whole.text.startswith(first.text)
+    with pytest.raises(ValueError, match=f"the shortest prompt has {short} tokens, the model only {short} positions"):
+        samples(short)
 
 
 def test_sampling_depends_on_the_seed_and_neither_on_batches_nor_on_shards(
