@@ -189,6 +189,9 @@ def environment(execution: Any, home: Path) -> dict[str, str]:
     threads = max(1, available_cores() // process_count(execution))
     environ = {
         "OMP_NUM_THREADS": str(threads),
+        # How long a thread waits awake for its fellows; libgomp's 300,000 turns steal the core from them where others
+        # work too. Sampling from a 1M model on 2 busy cores: 17 s instead of 70 s; on idle ones 2.3 s instead of 2.1 s.
+        "GOMP_SPINCOUNT": "10000",
         "TOKENIZERS_PARALLELISM": "false",
         "CUDA_DEVICE_MAX_CONNECTIONS": "1",  # nanotron's tensor parallelism asserts it
         "HF_HUB_DISABLE_TELEMETRY": "1",
