@@ -105,7 +105,6 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
             initial=self.start_iteration_step,
             desc="pretrain",
             unit="step",
-            mininterval=1.0,
             disable=not self.is_first,
         )
 
