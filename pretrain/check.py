@@ -11,6 +11,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from acorn.launch import process_count
 from acorn.stage import Problem
 from pretrain import compat
 from pretrain.arguments import (
@@ -173,7 +174,7 @@ def _counts(identity: PretrainConfig, execution: PretrainExecution) -> list[Prob
     tp, pp = parallelism.get("tp", 1), parallelism.get("pp", 1)
     if tp < 1 or pp < 1:
         return [Problem("parallelism", f"tp {tp} and pp {pp} must be at least 1")]
-    processes = (execution.processes or _gpus(execution.device)) * execution.nodes
+    processes = process_count(execution) * execution.nodes
     problems = []
     try:
         split_batch(identity, execution, processes)
@@ -191,12 +192,3 @@ def _counts(identity: PretrainConfig, execution: PretrainExecution) -> list[Prob
     if pp > model["num_hidden_layers"]:
         problems.append(Problem("parallelism.pp", f"pp {pp} exceeds num_hidden_layers {model['num_hidden_layers']}"))
     return problems
-
-
-def _gpus(device: str) -> int:
-    """GPUs of this machine, as the launcher counts processes when none are given; 1 without."""
-    if device == "cpu":
-        return 1
-    import torch
-
-    return max(1, torch.cuda.device_count())
