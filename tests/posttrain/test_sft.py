@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import trl.trainer.utils as trl_utils
 from transformers import AutoModelForCausalLM
 
 from acorn.stage import Job
 from acorn.tokenizers import TOKENIZER_FILES
 from posttrain.training import assert_wrapped
-from posttrain.trl import build_sft, write_generation_config
+from posttrain.trl import build_sft, on_triton, write_generation_config
 from tests.jobs import make_job, run_here
 from tests.posttrain.conftest import SFT
 from tests.posttrain.world import SETTINGS, files_of, logged, write_chat
@@ -49,6 +51,28 @@ def test_the_output_is_a_model_folder_with_the_inputs_tokenizer_byte_for_byte(
         assert out.get(name) == source.get(name)
     assert out["model.safetensors"] != source["model.safetensors"]
     assert AutoModelForCausalLM.from_pretrained(fine_tuned.out).dtype == torch.float32
+
+
+def test_the_language_head_runs_over_trained_positions_only(
+    tiny_model: Path, chat: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, _ = build_sft(sft_job(tmp_path, tiny_model, chat))
+    batch = next(iter(trainer.get_train_dataloader()))
+    positions: list[int] = []
+    apply = trl_utils._ChunkedLogProbFunction.apply
+
+    def spy(hidden: torch.Tensor, *rest: Any) -> Any:
+        positions.append(len(hidden))
+        return apply(hidden, *rest)
+
+    monkeypatch.setattr(trl_utils, "_ChunkedLogProbFunction", SimpleNamespace(apply=spy))
+    ours = trainer.model(**batch, fused_lm_head=True).log_probs
+    monkeypatch.setattr(trl_utils, "_use_triton", on_triton)
+    trls = trainer.model(**batch, fused_lm_head=True).log_probs
+    trained = batch["labels"][:, 1:] != -100
+    assert positions[0] == trained.sum()
+    assert positions[1] == trained.numel(), "TRL skips them by itself: drop `trained_positions_only`"
+    assert torch.equal(ours[trained], trls[trained])
 
 
 @pytest.mark.parametrize("packing", [False, True])
