@@ -22,7 +22,7 @@ def test_nanotron_fails_without_any_one_of_its_patches(toy_tokens: Path, tiny_to
         check=True,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=550,
     )
     outcomes = {int(number): outcome for number, outcome in json.loads(done.stdout.splitlines()[-1]).items()}
     assert outcomes.pop(-1) == "fine"
