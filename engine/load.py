@@ -52,6 +52,12 @@ def pick_device(device: str) -> str:
     return device
 
 
+def end_ids_of(model: Any, tokenizer: Any = None) -> set[int]:
+    """End tokens of the model's generation config and of `tokenizer`."""
+    named = getattr(model.generation_config, "eos_token_id", None)
+    return {*(named if isinstance(named, list) else [named]), getattr(tokenizer, "eos_token_id", None)} - {None}
+
+
 @torch.inference_mode()
 def load_tree(
     model: Any, context: int | None = None, positions: int | None = None, rows: int = ROWS, chunk: int = CHUNK

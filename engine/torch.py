@@ -26,7 +26,7 @@ from torch import Tensor
 
 from engine.cache import CHUNK, ROWS, KVTree
 from engine.interface import Finish, Sampling, StepOut, Usage
-from engine.load import load_model, load_tree
+from engine.load import end_ids_of, load_model, load_tree
 from engine.prefix import Prefix
 from engine.rules import check_distinct, check_prompts, check_sampling, check_stops, finish_of, limits_of
 from engine.sampling import best, draw, uniforms
@@ -240,10 +240,8 @@ def _check_open(seqs: Sequence[Seq]) -> list[Prefix]:
 
 def _end_ids(model: Any, folder: Path | None) -> set[int]:
     """End tokens of the generation config and of the folder's tokenizer, if it has one."""
-    named = getattr(model.generation_config, "eos_token_id", None)
-    ends = set(named if isinstance(named, list) else [named])
-    if folder is not None and (folder / "tokenizer_config.json").exists():
-        from transformers import AutoTokenizer
+    if folder is None or not (folder / "tokenizer_config.json").exists():
+        return end_ids_of(model)
+    from transformers import AutoTokenizer
 
-        ends.add(AutoTokenizer.from_pretrained(folder, local_files_only=True).eos_token_id)
-    return ends - {None}
+    return end_ids_of(model, AutoTokenizer.from_pretrained(folder, local_files_only=True))

@@ -9,7 +9,6 @@ import types
 import typing
 from typing import Any
 
-from acorn.launch import process_count
 from acorn.stage import Problem
 from posttrain.arguments import RENAMED, misplaced, split_batch
 from posttrain.config import PosttrainConfig, PosttrainExecution, PrmConfig, PrmExecution
@@ -48,11 +47,11 @@ def check(library: type, identity: PosttrainConfig, execution: PosttrainExecutio
     ]
     unknown_fields = {problem.field for problem in problems}
     problems += [p for p in misplaced(identity.training, execution.training) if p.field not in unknown_fields]
-    try:
-        processes = process_count(execution) * execution.nodes
-        split_batch(identity.global_batch_size, execution.micro_batch_size, processes)
-    except ValueError as error:
-        problems.append(Problem("global_batch_size", str(error)))
+    if execution.processes is not None:
+        try:
+            split_batch(identity.global_batch_size, execution.micro_batch_size, execution.processes * execution.nodes)
+        except ValueError as error:
+            problems.append(Problem("global_batch_size", str(error)))
     return problems or refused(library, {**identity.training, **execution.training})
 
 

@@ -91,21 +91,17 @@ class ModelLLM(TransformersLLM):  # type: ignore[misc]
     by (seed, prompt, number of the sample), so neither batches nor shards change what is drawn, but for float rounding.
     """
 
-    device: str | int | None = "auto"
+    device: str = "auto"
     seed: int = 0
     batch_size: int = 128
 
     def load(self) -> None:
         """Load model and tokenizer themselves: importing transformers' `pipeline` would take another two seconds."""
-        import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from engine.load import end_ids_of, pick_device
         from engine.torch import TorchEngine
 
-        # Decided here, in the step's own process: a CUDA context does not survive a fork.
-        device = self.device
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
         token = self.token.get_secret_value() if self.token is not None else None
         common = {"revision": self.revision, "trust_remote_code": self.trust_remote_code, "token": token}
         tokenizer = AutoTokenizer.from_pretrained(self.tokenizer or self.model, use_fast=self.use_fast, **common)
@@ -114,8 +110,10 @@ class ModelLLM(TransformersLLM):  # type: ignore[misc]
         model = AutoModelForCausalLM.from_pretrained(
             self.model, dtype=self.torch_dtype, device_map=self.device_map, **common, **(self.model_kwargs or {})
         )
-        model = model if self.device_map is not None else model.to(device)
-        engine = TorchEngine(model, end_ids=_end_ids(model, tokenizer), rows=self.batch_size)
+        if self.device_map is None:
+            # Decided here, in the step's own process: a CUDA context does not survive a fork.
+            model = model.to(pick_device(self.device))
+        engine = TorchEngine(model, end_ids=end_ids_of(model, tokenizer), rows=self.batch_size)
         self._pipeline = SimpleNamespace(engine=engine, tokenizer=tokenizer)
         LLM.load(self)
 
@@ -155,11 +153,6 @@ class ModelLLM(TransformersLLM):  # type: ignore[misc]
             output["finished"] = [one.finished for one in own]
             outputs.append(output)
         return outputs
-
-
-def _end_ids(model: Any, tokenizer: Any) -> set[int]:
-    configured = model.generation_config.eos_token_id
-    return {*(configured if isinstance(configured, list) else [configured]), tokenizer.eos_token_id} - {None}
 
 
 LLM_CLASSES: dict[str, type[Any]] = {"teacher": TeacherLLM, "model": ModelLLM, "openai": OpenAILLM}

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
-from engine.interface import Engine, Sampling
+from engine.interface import Engine, Sampling, StepOut
 
 
 class Sample(NamedTuple):
@@ -40,13 +40,31 @@ def sample(
         )
     # Longest prompts first: if memory is short, it shows at once.
     order = sorted((i for i in range(len(ids)) if len(ids[i]) < engine.context), key=lambda i: (-len(ids[i]), i))
-    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    limits = [max_new_tokens] * len(order)
+    outs = complete(engine, [ids[i] for i in order], [seeds[i] for i in order], sampling, limits, batch_size)
     samples = [Sample("", 0, False)] * len(ids)
-    for batch in tqdm(batches, desc="generate", unit="batch", disable=len(batches) < 2):
-        opened = engine.open([ids[i] for i in batch], [seeds[i] for i in batch])
-        outs = engine.step(opened, sampling, max_new_tokens)
-        engine.close(opened)
-        for index, out in zip(batch, outs, strict=True):
-            text = tokenizer.decode(out.ids, skip_special_tokens=True).strip()
-            samples[index] = Sample(text, len(out.ids), out.finish == "eos")
+    for index, out in zip(order, outs, strict=True):
+        text = tokenizer.decode(out.ids, skip_special_tokens=True).strip()
+        samples[index] = Sample(text, len(out.ids), out.finish == "eos")
     return samples
+
+
+def complete(
+    engine: Engine,
+    prompts: Sequence[Sequence[int]],
+    seeds: Sequence[int],
+    sampling: Sampling,
+    limits: Sequence[int],
+    batch_size: int,
+) -> list[StepOut]:
+    """Each of `prompts` continued by up to its limit of tokens, `batch_size` sequences at a time.
+
+    Equal prompts of a batch run through the model once; the engine forks them.
+    """
+    outs: list[StepOut] = []
+    for start in tqdm(range(0, len(prompts), batch_size), desc="sample", unit="batch", leave=False):
+        batch = slice(start, start + batch_size)
+        opened = engine.open(prompts[batch], seeds[batch])
+        outs += engine.step(opened, sampling, limits[batch])
+        engine.close(opened)
+    return outs

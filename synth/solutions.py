@@ -11,11 +11,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from tqdm import tqdm
-
 from acorn.problems import WordProblem, is_correct
 from engine.interface import Engine, Sampling
 from engine.prm_formats import End, encode_prompt, encode_steps
+from synth.sampling import complete
 from synth.step_check import SEPARATOR, split
 
 _Head = tuple[str, tuple[int, ...]]
@@ -99,18 +98,10 @@ class Solver:
     def _complete(
         self, prompts: Sequence[list[int]], seeds: Sequence[int], used: Sequence[int] | None = None
     ) -> list[list[int]]:
-        """New tokens for each prompt, `used` of the `max_tokens` being in it already.
-
-        Equal prompts of a batch run through the model once; the engine forks them.
-        """
+        """New tokens for each prompt, `used` of the `max_tokens` being in it already."""
         limits = [self._max_tokens - spent for spent in used] if used else [self._max_tokens] * len(prompts)
-        rows: list[list[int]] = []
-        for start in tqdm(range(0, len(prompts), self._batch_size), desc="sample", unit="batch", leave=False):
-            batch = slice(start, start + self._batch_size)
-            opened = self._engine.open(prompts[batch], seeds[batch])
-            rows += [out.ids for out in self._engine.step(opened, self._sampling, limits[batch])]
-            self._engine.close(opened)
-        return rows
+        outs = complete(self._engine, prompts, seeds, self._sampling, limits, self._batch_size)
+        return [out.ids for out in outs]
 
     def _read(self, problem: WordProblem, ids: list[int]) -> Solution:
         finished = bool(ids) and ids[-1] in self._engine.end_ids

@@ -34,7 +34,7 @@ PREFERENCE_PAIRS = Stage(
     inputs={"corpus": "corpus", "model": "model"},
     output="preferences",
     run="synth.preference_pairs:run",
-    warm=("synth.distilabel", "engine.torch", "transformers.models.llama.modeling_llama", "wandb"),
+    warm=("synth.distilabel", "wandb"),
     check="synth.check:check",
 )
 
