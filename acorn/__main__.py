@@ -121,7 +121,7 @@ def stage_main(package: str) -> None:
 
         from acorn.worker import work
 
-        work(Path(sys.argv[2]), warm=sys.argv[4] if sys.argv[3:4] == ["--warm"] else None)
+        work(Path(sys.argv[2]))
         return
     options = argparse.ArgumentParser(prog=f"python -m {package}", description=STAGE_COMMANDS[package])
     options.add_argument("--home", help="the artifact registry (default: $ACORN_HOME, else ./.acorn)")

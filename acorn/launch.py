@@ -21,14 +21,13 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from acorn import forkserver
+from acorn.forkserver import Forked, ForkServer
 from acorn.stage import Launched, Stage
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 CONFIGS = CHECKOUT / "configs" / "accelerate"
 GRACE_SECONDS = 5.0
-STALE_SECONDS = 120.0
-
-Ahead = tuple[Stage, str, Any] | None
 
 
 class StepFailed(Exception):
@@ -36,76 +35,53 @@ class StepFailed(Exception):
 
 
 class Processes:
-    """Starts the processes of one step after another, and those of the next step early where that saves time.
+    """Starts the processes of one step after another; see `acorn.forkserver` for `forks`."""
 
-    Importing a stage's library takes 2 to 10 s, half of a small recipe's time: while one step runs, a worker of the
-    next imports ahead (`Stage.warm`) and waits for its job. One that has waited longer than `STALE_SECONDS` is dropped
-    for a fresh one: source code may have changed since. Steps that need a launcher are not started early.
-    """
+    def __init__(self, home: Path, forks: bool = False) -> None:
+        """`forks`: whether steps that `imports_torch` are forked from a server, which starts with the first step."""
+        self._home = home
+        self._forks = forks
+        self._server: ForkServer | None = None
 
-    def __init__(self, home: Path) -> None:
-        self._jobs = home / "jobs"
-        self._warm: tuple[str, subprocess.Popen[bytes], Path, float] | None = None
-
-    def run(self, stage: Stage, step: str, execution: Any, description: dict[str, Any], ahead: Ahead = None) -> None:
-        """Run a step to its end. Raises StepFailed, or KeyboardInterrupt once the children are gone.
-
-        `ahead`: (stage, step, execution) of the step that will probably come next.
-        """
-        process, job_file = self._take(step) or self._start(stage, step, execution)
+    def run(self, stage: Stage, step: str, execution: Any, description: dict[str, Any]) -> None:
+        """Run a step to its end. Raises StepFailed, or KeyboardInterrupt once the children are gone."""
+        job_file = self._home / "jobs" / f"{step.replace('/', '-')}-{uuid4().hex}.json"
+        write_job(job_file, description)
         try:
-            write_job(job_file, description)
-            if ahead is not None:
-                self._prepare(*ahead)
-            code = process.wait()
-        except BaseException:
-            stop_group(process)
-            raise
+            process = self._start(stage, execution, job_file)
+            try:
+                code = process.wait()
+            except BaseException:
+                stop_group(process)
+                raise
         finally:
             job_file.unlink(missing_ok=True)
         if code != 0:
             raise StepFailed(f"step '{step}' ended with exit code {code}; what it printed above says why")
 
     def close(self) -> None:
-        """End a worker that was started early and is not needed."""
-        if self._warm is not None:
-            stop_group(self._warm[1], grace=0.0)
-            self._warm = None
+        if self._server is not None:
+            stop_group(self._server.process, grace=0.0)
+            self._server = None
 
-    def _prepare(self, stage: Stage, step: str, execution: Any) -> None:
-        if stage.warm and not needs_launcher(stage, execution):
-            process, job_file = self._start(stage, step, execution, "--warm", stage.name)
-            self._warm = (step, process, job_file, time.monotonic())
-
-    def _take(self, step: str) -> tuple[subprocess.Popen[bytes], Path] | None:
-        """The warm worker, if it is for `step`, alive and fresh."""
-        if self._warm is None:
-            return None
-        name, process, job_file, started = self._warm
-        if name == step and process.poll() is None and time.monotonic() - started < STALE_SECONDS:
-            self._warm = None
-            return process, job_file
-        self.close()
-        return None
-
-    def _start(self, stage: Stage, step: str, execution: Any, *extra: str) -> tuple[subprocess.Popen[bytes], Path]:
-        self._jobs.mkdir(parents=True, exist_ok=True)
-        # Never the name of an earlier job: its file outlives a kill -9, process ids come again (in containers at once),
-        # and a warm worker starts as soon as the file is there.
-        job_file = self._jobs / f"{step.replace('/', '-')}-{uuid4().hex}.json"
-        command = [*command_line(stage, job_file, execution), *extra]
-        return _spawn(command, environment(execution, self._jobs.parent)), job_file
+    def _start(self, stage: Stage, execution: Any, job_file: Path) -> subprocess.Popen[bytes] | Forked:
+        environ = environment(execution, self._home)
+        if self._forks and self._server is None:
+            self._server = ForkServer(lambda command, fds: _spawn(command, environ, fds))
+        if self._server is not None and forkable(stage, execution):
+            return self._server.fork(job_file, environ)
+        return _spawn(command_line(stage, job_file, execution), environ)
 
 
-def _spawn(command: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
-    """Start `command` in a session of its own that dies with us.
+def _spawn(command: list[str], environ: dict[str, str], fds: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+    """Start `command` in a session of its own that dies with us; of our open files it keeps `fds`.
 
     Interrupts wait meanwhile: Python drops an exception raised in the hooks around a fork, and Ctrl-C would be lost.
     """
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGTERM})
     try:
         hook = partial(_in_child, os.getpid(), before)
-        process = subprocess.Popen(command, env=environ, start_new_session=True, preexec_fn=hook)
+        process = subprocess.Popen(command, env=environ, start_new_session=True, preexec_fn=hook, pass_fds=fds)
         try:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)  # raises what has waited
         except BaseException:
@@ -133,7 +109,7 @@ def kill_when_parent_dies(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
-def stop_group(process: subprocess.Popen[bytes], grace: float = GRACE_SECONDS) -> None:
+def stop_group(process: subprocess.Popen[bytes] | Forked, grace: float = GRACE_SECONDS) -> None:
     """SIGTERM to the step's session, SIGKILL to what is left after `grace` seconds."""
     for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, grace)):
         with contextlib.suppress(ProcessLookupError):
@@ -159,6 +135,11 @@ def needs_launcher(stage: Stage, execution: Any) -> bool:
     """One process needs none: `torchrun` and `accelerate launch` would import torch for 4 s, then start the same."""
     many = process_count(execution) * getattr(execution, "nodes", 1) > 1
     return stage.launcher != "python" and (many or (stage.launcher == "accelerate" and bool(execution.accelerate)))
+
+
+def forkable(stage: Stage, execution: Any) -> bool:
+    """Whether a run with several such steps forks them from a server."""
+    return forkserver.available and stage.imports_torch and not needs_launcher(stage, execution)
 
 
 def process_count(execution: Any) -> int:
@@ -265,6 +246,7 @@ def accelerate_config(execution: Launched) -> Path:
 
 def write_job(path: Path, description: dict[str, Any]) -> Path:
     """Job file for the workers, replaced in one step."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_suffix(f".{os.getpid()}.tmp")
     aside.write_text(json.dumps(description, indent=1, ensure_ascii=False), encoding="utf-8")
     aside.replace(path)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from acorn.launch import Ahead, Processes, StepFailed, environment, now, process_count
+from acorn.launch import Processes, StepFailed, environment, forkable, now, process_count
 from acorn.plan import ref_name
 from acorn.provenance import git_state, library_versions
 from acorn.recipe import Recipe, Step
@@ -66,7 +66,9 @@ class _Run:
         self.recipe, self.registry, self.tell, self.chosen = recipe, registry, listener, chosen
         self.group = os.environ.get("ACORN_RUN_ID") or f"{recipe.name}-{now()}"
         self.made: dict[str, Artifact | None] = {}
-        self.processes = Processes(registry.home)
+        steps = [recipe.steps[name] for name in chosen]
+        # For one step alone a server would import more than the step does.
+        self.processes = Processes(registry.home, forks=sum(forkable(one.stage, one.execution) for one in steps) > 1)
 
     def bring_about(self, name: str) -> None:
         """Find or build the artifact of one step. One that is absent and not chosen stays absent."""
@@ -122,19 +124,7 @@ class _Run:
                 os.environ.setdefault(variable, value)
             perform(load_job(description))
         else:
-            self.processes.run(step.stage, step.name, step.execution, description, self.ahead(step.name))
-
-    def ahead(self, name: str) -> Ahead:
-        """The step that will probably be built after `name`: the next chosen one that is no hit already."""
-        names = list(self.recipe.steps)
-        for following in names[names.index(name) + 1 :]:
-            step = self.recipe.steps[following]
-            if following not in self.chosen:
-                continue
-            inputs = find_inputs(self.recipe, step, self.made, self.registry)
-            if isinstance(inputs, str) or self.registry.find(resolve(step, inputs, self.registry).key) is None:
-                return step.stage, following, step.execution
-        return None
+            self.processes.run(step.stage, step.name, step.execution, description)
 
 
 def _publish(build: Build, resolved: Resolved) -> Artifact:

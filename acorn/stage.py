@@ -92,8 +92,8 @@ class Stage:
     check: str | None = None
     """`check(identity, execution) -> list[Problem]`: asks the stage's library about what is passed through to it."""
     launcher: Literal["python", "torchrun", "accelerate"] = "python"
-    warm: tuple[str, ...] = ()
-    """Modules to import (or `"module:function"` to call) while the step before is still running."""
+    imports_torch: bool = False
+    """Or transformers: several steps of a run share the 10 s that it takes (`acorn.forkserver`)."""
 
     def load(self, target: str) -> Callable[..., Any]:
         """Import `"module:function"`."""

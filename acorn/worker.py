@@ -10,13 +10,11 @@ import signal
 import sys
 import threading
 import time
-import warnings
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from acorn.launch import kill_when_parent_dies
-from acorn.stage import Job, Stage
+from acorn.stage import Job
 from acorn.stages import stages
 from acorn.tracking import METRICS_FILE
 
@@ -24,33 +22,15 @@ RESULT_FILE = "result.json"
 WORKERS_LOCK = "workers.lock"
 
 
-def work(job_file: Path, warm: str | None = None) -> None:
-    """Run the stage of a job file in this process (one of `world_size`).
-
-    `warm`: the stage whose libraries to import ahead, before waiting for the job file to appear.
-    """
+def work(job_file: Path) -> None:
+    """Run the stage of a job file in this process (one of `world_size`)."""
     die_with_parent()
-    if warm is not None:
-        import_ahead(stages()[warm])
-        while not job_file.exists():
-            time.sleep(0.01)
     description = json.loads(job_file.read_text(encoding="utf-8"))
     scratch = Path(description["scratch"])
     # Held until this process is gone: the next attempt waits for it, so that no orphan writes beside the new trainer.
     lock = (scratch / WORKERS_LOCK).open("w")
     fcntl.flock(lock, fcntl.LOCK_SH)
     perform(load_job(description))
-
-
-def import_ahead(stage: Stage) -> None:
-    """Import what `Stage.warm` lists, or call it where it is `"module:function"`."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # another step has the terminal
-        for target in stage.warm:
-            if ":" in target:
-                stage.load(target)()
-            else:
-                import_module(target)
 
 
 def perform(job: Job) -> None:

@@ -54,8 +54,10 @@ class ProblemsIdentity(Identity):
     problems_train: int = Field(default=5_000, ge=0)
     """Problems for synthetic data, SFT, DPO; spread evenly over the levels."""
     problems_test: int = Field(default=500, ge=0)
+    puzzles: Literal["changes", "purchases"] = "changes"
+    """`changes`: the question tells step by step what happens; level n takes n + 1 steps, level 4 adds one distractor
+    sentence, level 5 two. `purchases`: the steps are to be chosen, among n + 3 things at level n."""
     levels: tuple[int, ...] = (1, 2, 3, 4, 5)
-    """Level n takes n + 1 steps; level 4 adds one distractor sentence, level 5 two."""
     license: str = "Apache-2.0"
 
     @model_validator(mode="after")

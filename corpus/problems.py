@@ -17,9 +17,11 @@ from acorn.problems import WordProblem, as_document
 from acorn.stage import Job
 from corpus.config import Mix, ProblemsIdentity
 from corpus.prose import story
+from corpus.purchases import purchase_problem
 from corpus.world import Puzzle, equation_chain, word_problem
 from corpus.writing import CorpusWriter
 
+PUZZLES = {"changes": word_problem, "purchases": purchase_problem}
 _PATIENCE = 10_000
 """Held-out texts drawn in a row before giving up; the smallest level has over a thousand million questions."""
 
@@ -47,7 +49,7 @@ def _problems(part: str, config: ProblemsIdentity, count: int, taken: set[str]) 
     random = Random(f"{config.seed}/problems/{part}")
     for index in range(count):
         level = config.levels[index % len(config.levels)]
-        puzzle = _new_puzzle(random, level, taken)
+        puzzle = _new_puzzle(random, config.puzzles, level, taken)
         taken.add(puzzle.question)
         question, solution, answer = puzzle
         yield WordProblem(id=f"{part}-{index:06d}", question=question, solution=solution, answer=answer, level=level)
@@ -63,7 +65,7 @@ def _documents(
         draw = random.random()
         if draw < bounds[0]:
             level = config.levels[int(random.random() * len(config.levels))]
-            puzzle = _new_puzzle(random, level, taken)
+            puzzle = _new_puzzle(random, config.puzzles, level, taken)
             yield puzzle.question, as_document(puzzle.question, puzzle.solution), "problems"
         elif draw < bounds[1]:
             text = _new_text(random, equation_chain, taken)
@@ -79,9 +81,9 @@ def _bounds(mix: Mix) -> list[float]:
     return [bound / sum(weights) for bound in accumulate(weights)]
 
 
-def _new_puzzle(random: Random, level: int, taken: Container[str]) -> Puzzle:
+def _new_puzzle(random: Random, kind: str, level: int, taken: Container[str]) -> Puzzle:
     for _ in range(_PATIENCE):
-        puzzle = word_problem(random, level)
+        puzzle = PUZZLES[kind](random, level)
         if puzzle.question not in taken:
             return puzzle
     raise _exhausted(f"level {level}")

@@ -41,7 +41,7 @@ TOKENIZER = Stage(
     inputs={"corpus?": "corpus"},
     output="tokenizer",
     run="corpus.tokenizers:run",
-    warm=("corpus.tokenizers",),
+    imports_torch=True,
 )
 
 TOKENS = Stage(
@@ -53,7 +53,6 @@ TOKENS = Stage(
     inputs={"corpus": "corpus", "tokenizer": "tokenizer"},
     output="tokens",
     run="corpus.tokens:run",
-    warm=("corpus.tokens",),
 )
 
 STAGES: tuple[Stage, ...] = (PROBLEMS, TEXT, TOKENIZER, TOKENS)

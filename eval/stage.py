@@ -15,7 +15,7 @@ EVALUATE = Stage(
     more="model",
     output="evaluation",
     run="eval.evaluate:run",
-    warm=("eval.lighteval:prepare", "wandb"),
+    imports_torch=True,
     check="eval.check:check",
 )
 

@@ -15,7 +15,7 @@ STAGES: tuple[Stage, ...] = (
         inputs={"model": "model", "corpus?": "corpus"},
         output="gguf",
         run="export.convert:run",
-        warm=("gguf", "xllamacpp", "transformers.models.llama.modeling_llama", "wandb"),
+        imports_torch=True,
     ),
     Stage(
         name="answer",
@@ -26,7 +26,6 @@ STAGES: tuple[Stage, ...] = (
         inputs={"gguf": "gguf"},
         output="transcript",
         run="export.answer:run",
-        warm=("xllamacpp",),
         check="export.check:check_answer",
     ),
 )

@@ -15,7 +15,7 @@ STAGES: tuple[Stage, ...] = (
         output="model",
         inputs={"tokens": "tokens", "tokenizer": "tokenizer"},
         run="pretrain.run:run",
-        warm=("torch", "wandb"),
+        imports_torch=True,
         check="pretrain.check:check_pretrain",
         launcher="torchrun",
     ),
@@ -27,6 +27,7 @@ STAGES: tuple[Stage, ...] = (
         execution=HubModelExecution,
         output="model",
         run="pretrain.hub:run",
+        imports_torch=True,
         check="pretrain.check:check_hub_model",
     ),
 )

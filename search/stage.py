@@ -14,7 +14,7 @@ SEARCH = Stage(
     inputs={"corpus": "corpus", "model": "model", "prm?": "prm"},
     output="search",
     run="search.run:run",
-    warm=("engine.torch", "wandb"),
+    imports_torch=True,
     check="search.check:check",
 )
 

@@ -21,7 +21,7 @@ CHAT_DATA = Stage(
     inputs={"corpus": "corpus", "model?": "model"},
     output="chat",
     run="synth.chat_data:run",
-    warm=("synth.distilabel", "wandb"),
+    imports_torch=True,
     check="synth.check:check",
 )
 
@@ -34,7 +34,7 @@ PREFERENCE_PAIRS = Stage(
     inputs={"corpus": "corpus", "model": "model"},
     output="preferences",
     run="synth.preference_pairs:run",
-    warm=("synth.distilabel", "wandb"),
+    imports_torch=True,
     check="synth.check:check",
 )
 
@@ -47,7 +47,7 @@ STEP_LABELS = Stage(
     inputs={"corpus": "corpus", "model": "model"},
     output="steps",
     run="synth.step_labels:run",
-    warm=("engine.torch", "transformers.models.llama.modeling_llama", "wandb"),
+    imports_torch=True,
     check="synth.check:check_steps",
 )
 

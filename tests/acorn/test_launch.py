@@ -111,18 +111,6 @@ def test_a_module_of_the_users_folder_is_not_taken_for_a_stage(tmp_path: Path) -
     assert "python -m export" in done.stdout
 
 
-def test_a_job_file_left_by_a_killed_run_is_not_taken_for_a_new_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    given: list[Path] = []
-    monkeypatch.setattr(launch, "command_line", lambda stage, file, execution: given.append(file) or ["true"])
-    processes = launch.Processes(tmp_path)
-    for _ in range(2):
-        process, _ = processes._start(stages()["problems"], "corpus", stages()["problems"].execution())
-        process.wait()
-    assert given[0] != given[1]
-
-
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread looks after the parent")
 def test_a_child_whose_parent_died_before_it_could_ask_ends_itself() -> None:
     gone = 2**22 + 1  # no process has this id
