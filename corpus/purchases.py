@@ -49,7 +49,7 @@ def purchase_problem(random: Random, level: int) -> Puzzle:
     events = [("buys", "-", index) for index in bought] + [("sells", "+", bought[0]), ("sells", "+", bought[-1])]
     for verb, operator, index in events:
         after = money + prices[index] if operator == "+" else money - prices[index]
-        steps.append(f"{name} {verb} the {things[index]}: {money}{operator}{prices[index]}={after}")
+        steps.append(f"{name} {verb} {things[index]} {prices[index]}: {money}{operator}{prices[index]}={after}")
         money = after
     return Puzzle(" ".join(sentences), "\n\n".join([*steps, f"#### {money}"]), str(money))
 
