@@ -22,9 +22,7 @@ _T = TypeVar("_T")
 
 _DEAREST = 40
 """Coins: up to seven things are bought with at most 199 coins."""
-THINGS = ("cup", "ball", "book", "key", "pear", "card", "bell", "hat",
-          "pen", "mug", "fan", "jar", "lamp", "comb", "drum", "kite")  # fmt: skip
-_STALLS = ("On {whose} way are for sale:", "{name} walks past stalls with")
+_STALLS = ("Things on the way cost", "{name} passes stalls that ask", "The stalls ask")
 _TASKS = (
     "{pronoun} spends all, then sells the first and last.",
     "{pronoun} spends all and resells the first and last.",
@@ -35,21 +33,20 @@ _TASKS = (
 def purchase_problem(random: Random, level: int) -> Puzzle:
     """A problem of `level` 1..5 with its solution; the same generator state gives the same problem."""
     pronoun = "she" if random.random() < 0.5 else "he"
-    name, things = pick(random, NAMES[pronoun]), _sample(random, THINGS, level + 3)
+    name = pick(random, NAMES[pronoun])
     prices, bought = _draw_choice(random, level + 3)
     money = sum(prices[index] for index in bought)
-    stalls = ", ".join(f"{thing} {price}" for thing, price in zip(things, prices, strict=True))
     sentences = [
         f"{name} has {money} coins.",
-        f"{pick(random, _STALLS).format(name=name, whose='her' if pronoun == 'she' else 'his')} {stalls}.",
-        f"{pick(random, _TASKS).format(pronoun=pronoun)}".capitalize(),
+        f"{pick(random, _STALLS).format(name=name)} {', '.join(map(str, prices))}.",
+        pick(random, _TASKS).format(pronoun=pronoun).capitalize(),
         "How many coins?",
     ]
     steps = []
     events = [("buys", "-", index) for index in bought] + [("sells", "+", bought[0]), ("sells", "+", bought[-1])]
     for verb, operator, index in events:
         after = money + prices[index] if operator == "+" else money - prices[index]
-        steps.append(f"{name} {verb} {things[index]} {prices[index]}: {money}{operator}{prices[index]}={after}")
+        steps.append(f"{verb} {prices[index]}: {money}{operator}{prices[index]}={after}")
         money = after
     return Puzzle(" ".join(sentences), "\n\n".join([*steps, f"#### {money}"]), str(money))
 

@@ -32,7 +32,6 @@ def test_one_choice_alone_costs_all_the_money_and_the_solution_makes_it(level: i
         assert bought == [price for price in prices if price in bought]  # in the order of the stalls
         assert int(answer) == bought[0] + bought[-1]
         assert len(split_steps(solution)) == len(bought) + 2
-        assert all(thing in question for thing in re.findall(r"(\w+ \d+):", solution))
 
 
 def test_the_same_state_gives_the_same_problem() -> None:
