@@ -28,6 +28,8 @@ from pathlib import Path
 LIBRARIES = ("torch", "wandb", "datasets", "accelerate", "transformers.models.llama.modeling_llama", "trl")
 LARGEST_PACKET = 1 << 17
 """Bytes. An environment is some 5,000 of them; Linux takes 200,000."""
+GONE = -signal.SIGKILL
+"""Exit code of a step whose server is gone: its children went with it."""
 available = sys.platform == "linux"
 """Elsewhere forking behind such imports is not safe (macOS) or not there: every step starts a Python of its own."""
 
@@ -35,13 +37,19 @@ Spawn = Callable[[list[str], tuple[int, ...]], "subprocess.Popen[bytes]"]
 """Starts a command that keeps some file descriptors open."""
 
 
+class ServerGone(Exception):
+    """The server ended before the step had started: an import in it failed, or somebody killed it."""
+
+
 class Forked:
     """A step's process, child of the server: what `subprocess.Popen` has of use here."""
 
     def __init__(self, link: socket.socket) -> None:
         self._link = link
-        self.pid = self._receive(None)
         self._code: int | None = None
+        self.pid = self._receive(None)
+        if self.pid == GONE:
+            raise ServerGone
 
     def wait(self, timeout: float | None = None) -> int:
         """Exit code; negative for a signal. Raises subprocess.TimeoutExpired."""
@@ -55,7 +63,9 @@ class Forked:
             answer = self._link.recv(LARGEST_PACKET)
         except TimeoutError:
             raise subprocess.TimeoutExpired("forked step", timeout or 0.0) from None
-        return int(answer) if answer else -signal.SIGKILL  # The server is gone, and its children with it.
+        except ConnectionResetError:  # It died before it had read the request.
+            return GONE
+        return int(answer) if answer else GONE
 
 
 class ForkServer:
@@ -68,8 +78,11 @@ class ForkServer:
             self.process = spawn(command, (theirs.fileno(),))
 
     def fork(self, job_file: Path, environ: dict[str, str]) -> Forked:
-        """Start the step of `job_file` in a session of its own."""
-        self._link.send(json.dumps({"job": str(job_file), "environ": environ}).encode())
+        """Start the step of `job_file` in a session of its own. Raises ServerGone."""
+        try:
+            self._link.send(json.dumps({"job": str(job_file), "environ": environ}).encode())
+        except BrokenPipeError:
+            raise ServerGone from None
         return Forked(self._link)
 
 

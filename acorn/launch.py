@@ -22,7 +22,7 @@ from typing import Any
 from uuid import uuid4
 
 from acorn import forkserver
-from acorn.forkserver import Forked, ForkServer
+from acorn.forkserver import Forked, ForkServer, ServerGone
 from acorn.stage import Launched, Stage
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -67,9 +67,14 @@ class Processes:
     def _start(self, stage: Stage, execution: Any, job_file: Path) -> subprocess.Popen[bytes] | Forked:
         environ = environment(execution, self._home)
         if self._forks and self._server is None:
-            self._server = ForkServer(lambda command, fds: _spawn(command, environ, fds))
+            # Asked through NVML whether there is a GPU, torch does not start CUDA, which no child would survive.
+            ahead = {**environ, "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+            self._server = ForkServer(lambda command, fds: _spawn(command, ahead, fds))
         if self._server is not None and forkable(stage, execution):
-            return self._server.fork(job_file, environ)
+            try:
+                return self._server.fork(job_file, environ)
+            except ServerGone:
+                self.close()  # The next step has a new one.
         return _spawn(command_line(stage, job_file, execution), environ)
 
 

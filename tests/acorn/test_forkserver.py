@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from acorn import forkserver
-from acorn.forkserver import ForkServer
+from acorn.forkserver import ForkServer, ServerGone
 from acorn.launch import _spawn, stop_group
 from acorn.recipe import load_recipe
 from acorn.run import run_recipe
@@ -105,15 +105,24 @@ def test_a_killed_server_ends_its_step_and_is_no_hang(server: ForkServer, tmp_pa
     assert step.wait(20) == -signal.SIGKILL
     wait_until_dead(step.pid)
     server.process.wait()
-    with pytest.raises(BrokenPipeError):
+    with pytest.raises(ServerGone):
         server.fork(tmp_path / "job.json", dict(os.environ))
+
+
+def test_a_step_starts_by_itself_where_the_server_cannot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken.py").write_text("raise RuntimeError('a library that breaks')")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(ForkServer.__init__, "__defaults__", (("broken",),))
+    (tmp_path / "recipe.yaml").write_text(RECIPE)
+    made = run_recipe(load_recipe(tmp_path / "recipe.yaml"), Registry(tmp_path / "home"), lambda event: None)
+    assert set(made) == {"corpus", "first", "second"}
 
 
 def test_a_killed_run_takes_server_and_step_with_it(tmp_path: Path) -> None:
     code = f"""
 import os, time
 from pathlib import Path
-from acorn.forkserver import ForkServer
+from acorn.forkserver import ForkServer, ServerGone
 from acorn.launch import _spawn
 server = ForkServer(lambda command, fds: _spawn(command, dict(os.environ), fds), libraries=())
 step = server.fork(Path({str(sleeping_job(tmp_path))!r}), dict(os.environ))
