@@ -191,6 +191,10 @@ class FakeVerifier:
             check_ids(step, self.vocab, f"step {index}")
         return [self._append(seq, step) for seq, step in zip(seqs, steps, strict=True)]
 
+    def read(self, seqs: Sequence[FakeSeq], paths: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+        check_distinct(seqs)
+        return [[self.extend([seq], [step])[0] for step in path] for seq, path in zip(seqs, paths, strict=True)]
+
     def close(self, seqs: Sequence[FakeSeq]) -> None:
         _close(seqs)
 

@@ -103,7 +103,7 @@ class Engine(Protocol):
 
 
 class Verifier(Protocol):
-    """Scores steps: `open` on the prompt, `extend` by each new step, `fork` with the generator."""
+    """Scores steps: `open` on the prompt, `extend` by a new step or `read` several, `fork` with the generator."""
 
     def open(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
         """Start a sequence for each prompt, given as the *generator's* ids."""
@@ -116,6 +116,9 @@ class Verifier(Protocol):
 
         Only the new tokens run through the model. Raises ValueError for an empty step.
         """
+
+    def read(self, seqs: Sequence[Any], paths: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+        """`extend` by several steps at once, the scores those of one after the other."""
 
     def close(self, seqs: Sequence[Any]) -> None:
         """Free the sequences' cache."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -78,7 +79,7 @@ class TorchVerifier:
                 raise ValueError(f"prompt {index} is empty; give it at least one token")
         written = {prompt: self._writer.ids(prompt, ()) for prompt in dict.fromkeys(seq.prompt for seq in seqs)}
         fed = {prompt: VerifierSeq(prompt) for prompt in written}
-        self._feed(list(fed.values()), list(written.values()), scored=False)
+        self._feed(list(fed.values()), list(written.values()), [[] for _ in fed])
         return [self._continue(fed[seq.prompt]) for seq in seqs]
 
     def fork(self, seq: VerifierSeq, count: int) -> list[VerifierSeq]:
@@ -92,21 +93,40 @@ class TorchVerifier:
         Raises ValueError for an empty step, a closed sequence or one given twice, and a text over the context. After
         an error the sequences are as before.
         """
+        return [scores[0] for scores in self.read(seqs, [[step] for step in steps])]
+
+    def read(self, seqs: Sequence[VerifierSeq], paths: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+        """Append steps to each and score every one. Raises ValueError like `extend`.
+
+        A model that reads the generator's ids needs no more passes for it than for one step. One that reads a text
+        written anew takes a pass for each: what stands behind a step may change its tokens.
+        """
         _check_open(seqs)
-        for index, step in enumerate(steps):
-            if not len(step):
+        for index, path in enumerate(paths):
+            if not path or not all(map(len, path)):
                 raise ValueError(f"step {index} is empty; there is nothing to score, leave the sequence out")
-        after = [(*seq.steps, tuple(step)) for seq, step in zip(seqs, steps, strict=True)]
+        if isinstance(self._writer, PassThrough):
+            return self._append(seqs, paths)
+        scores: list[list[float]] = [[] for _ in seqs]
+        for depth in range(max(map(len, paths), default=0)):
+            rows = [row for row, path in enumerate(paths) if depth < len(path)]
+            found = self._append([seqs[row] for row in rows], [[paths[row][depth]] for row in rows])
+            for row, [score] in zip(rows, found, strict=True):
+                scores[row].append(score)
+        return scores
+
+    def _append(self, seqs: Sequence[VerifierSeq], paths: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+        after = [(*seq.steps, *map(tuple, path)) for seq, path in zip(seqs, paths, strict=True)]
         if not after:
             return []
         if isinstance(self._writer, PassThrough):
-            written = [[*seq.ids, *steps[-1]] for seq, steps in zip(seqs, after, strict=True)]
+            written = [[*seq.ids, *chain.from_iterable(path)] for seq, path in zip(seqs, paths, strict=True)]
         else:
             written = [self._writer.ids(seq.prompt, steps) for seq, steps in zip(seqs, after, strict=True)]
-        scores: list[float] = self._score(*self._feed(seqs, written, scored=True)).tolist()
-        for seq, all_steps in zip(seqs, after, strict=True):
-            seq.steps = all_steps
-        return scores
+        scores = iter(self._score(*self._feed(seqs, written, [list(map(len, path)) for path in paths])).tolist())
+        for seq, steps in zip(seqs, after, strict=True):
+            seq.steps = steps
+        return [[next(scores) for _ in path] for path in paths]
 
     def close(self, seqs: Sequence[VerifierSeq]) -> None:
         _check_open(seqs)
@@ -120,10 +140,13 @@ class TorchVerifier:
         return VerifierSeq(seq.prompt, seq.steps, list(seq.ids), seq.prefix, seq.output)
 
     def _feed(
-        self, seqs: Sequence[VerifierSeq], written: list[list[int]], scored: bool
+        self, seqs: Sequence[VerifierSeq], written: list[list[int]], steps: list[list[int]]
     ) -> tuple[Tensor, Tensor | None]:
-        """Run what of `written` each sequence lacks; output at the last token of each (B, width), and the features of
-        the step that ends there (B, 2) where the format asks for them."""
+        """Run what of `written` each sequence lacks; `steps` has the lengths of the steps that it ends with.
+
+        Returns the output at the last token of each step (N, width), in order, and the features of each (N, 2) where
+        the format asks for them.
+        """
         starts, new = [], []
         for index, (seq, ids) in enumerate(zip(seqs, written, strict=True)):
             check_ids(ids, self._vocab, f"sequence {index}")
@@ -131,36 +154,46 @@ class TorchVerifier:
             kept = seq.prefix is not None and len(ids) > len(seq.ids) and ids[: len(seq.ids)] == seq.ids
             starts.append(seq.prefix if kept else None)
             new.append(ids[len(seq.ids) :] if kept else ids)
-        whole = scored and self._unembedding is not None
-        longest = max(map(len, new)) if whole else 1
-        output_BTW, prefixes = self._tree.extend(starts, new, last=longest)
+        whole = self._unembedding is not None and any(steps)
+        last = max(map(len, new)) if whole else max(1 + sum(lengths[1:]) for lengths in steps)
+        output_BTW, prefixes = self._tree.extend(starts, new, last=last)
         self._tokens += sum(map(len, new))
-        features = self._features(seqs, starts, new, output_BTW) if whole else None
+        features = self._features(seqs, starts, new, output_BTW, steps) if whole else None
         for seq, ids, prefix, output_TW in zip(seqs, written, prefixes, output_BTW, strict=True):
             seq.ids, seq.prefix = ids, prefix
             seq.output = output_TW[-1].clone() if self._unembedding is not None else None
-        return output_BTW[:, -1], features
+        rows = [row for row, lengths in enumerate(steps) for _ in lengths]
+        ends = [-1 - sum(lengths[step + 1 :]) for lengths in steps for step in range(len(lengths))]
+        return output_BTW[rows, ends], features
 
     @torch.inference_mode()
     def _features(
-        self, seqs: Sequence[VerifierSeq], starts: list[Prefix | None], new: list[list[int]], output_BTW: Tensor
+        self,
+        seqs: Sequence[VerifierSeq],
+        starts: list[Prefix | None],
+        new: list[list[int]],
+        output_BTW: Tensor,
+        steps: list[list[int]],
     ) -> Tensor | None:
-        """Outputs are aligned at the right; in front comes the one before the new tokens. (B, 2)"""
+        """Outputs are aligned at the right; in front comes the one before the new tokens. (N, 2)"""
         if self._unembedding is None:
             return None
         rows, width = len(new), output_BTW.shape[1] + 1
         hidden_BTW = torch.cat((torch.zeros_like(output_BTW[:, :1]), output_BTW), 1)
         ids_BT = torch.zeros(rows, width, dtype=torch.long)
         steps_BT = torch.full((rows, width), -1)
-        for row, (seq, start, ids) in enumerate(zip(seqs, starts, new, strict=True)):
+        for row, (seq, start, ids, lengths) in enumerate(zip(seqs, starts, new, steps, strict=True)):
             ids_BT[row, width - len(ids) :] = torch.tensor(ids)
             # Run from the start, the step begins where the text first differs from what was read before.
             begin = 0 if start is not None else max(1, _common(seq.ids, ids))
-            steps_BT[row, width - len(ids) + begin :] = 0
+            numbers_T = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+            # Of several steps the ids are the generator's; one alone may have been written anew, longer or shorter.
+            steps_BT[row, width - len(ids) + begin :] = numbers_T if len(lengths) > 1 else 0
             if start is not None and seq.output is not None:
                 hidden_BTW[row, width - len(ids) - 1] = seq.output
         device = output_BTW.device
-        return step_features(hidden_BTW, self._unembedding, ids_BT.to(device), steps_BT.to(device))[:, 0]
+        features_BS2 = step_features(hidden_BTW, self._unembedding, ids_BT.to(device), steps_BT.to(device))
+        return torch.cat([features_BS2[row, : len(lengths)] for row, lengths in enumerate(steps)])
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

@@ -36,10 +36,10 @@ class Step:
 
 @dataclass(frozen=True)
 class Extend:
-    """Score one step of each sequence. Reply: `list[float]`."""
+    """Score the next steps of each sequence. Reply: `list[list[float]]`."""
 
     seqs: list[Any]
-    steps: list[list[int]]
+    paths: list[list[list[int]]]
 
 
 Request: TypeAlias = Open | Step | Extend
@@ -124,6 +124,6 @@ def _call(engine: Engine, verifier: Verifier | None, indices: list[int], group: 
         flat = engine.step(seqs, first.sampling, limits, first.stop)
     else:
         assert verifier is not None
-        flat = verifier.extend(seqs, [step for request in group for step in request.steps])
+        flat = verifier.read(seqs, [path for request in group for path in request.paths])
     rest = iter(flat)
     return {index: [next(rest) for _ in request.seqs] for index, request in zip(indices, group, strict=True)}

@@ -204,28 +204,31 @@ class Trial:
             self.nodes[path.node].status = "cut"
 
     def score(self, paths: Sequence[Path]) -> Search[None]:
-        """Let the verifier read the new steps of `paths`, one step of each path per call."""
-        while self._verifier is not None and (behind := [path for path in paths if path.unscored]):
-            asked = []
-            for path in behind:
-                ids = self.nodes[path.unscored[0]].ids
-                path.blank += ids
-                if self.setup.splitter.text(ids).strip():
-                    asked.append(path)
-                else:
-                    path.unscored.pop(0)
-            if not asked:
-                continue
-            scores = yield Extend([path.judge for path in asked], [path.blank for path in asked])
-            for path, score in zip(asked, scores, strict=True):
-                self._book_score(path, score)
+        """Let the verifier read the new steps of `paths`."""
+        if self._verifier is None:
+            return
+        pending = [(path, nodes, steps) for path in paths for nodes, steps in [self._pending(path)] if nodes]
+        if not pending:
+            return
+        scores = yield Extend([path.judge for path, _, _ in pending], [steps for _, _, steps in pending])
+        for (path, nodes, steps), found in zip(pending, scores, strict=True):
+            path.scores += found
+            path.scored += sum(map(len, steps))
+            self.spent.scored += sum(map(len, steps))
+            for node, score in zip(nodes, found, strict=True):
+                self.nodes[node].score = score
 
-    def _book_score(self, path: Path, score: float) -> None:
-        self.spent.scored += len(path.blank)
-        path.scored += len(path.blank)
-        path.blank = []
-        path.scores.append(score)
-        self.nodes[path.unscored.pop(0)].score = score
+    def _pending(self, path: Path) -> tuple[list[int], list[list[int]]]:
+        """Nodes to be scored, and their tokens: a blank step is read with the one behind it."""
+        nodes, steps = [], []
+        for node in path.unscored:
+            path.blank = path.blank + self.nodes[node].ids
+            if self.setup.splitter.text(self.nodes[node].ids).strip():
+                nodes.append(node)
+                steps.append(path.blank)
+                path.blank = []
+        path.unscored = []
+        return nodes, steps
 
     def _look_ahead(self, paths: Sequence[Path], tokens: int) -> Search[None]:
         """Greedy continuations of `paths`, generated, counted, scored, and thrown away (Snell et al. 2024,
@@ -242,8 +245,8 @@ class Trial:
                 scout.blank += out.ids
                 read.append(scout)
         if read and self._verifier is not None:
-            scores = yield Extend([scout.judge for scout in read], [scout.blank for scout in read])
-            for scout, score in zip(read, scores, strict=True):
+            scores = yield Extend([scout.judge for scout in read], [[scout.blank] for scout in read])
+            for scout, [score] in zip(read, scores, strict=True):
                 self.spent.scored += len(scout.blank)
                 scout.ahead = score
         for path, scout in zip(paths, scouts, strict=True):

@@ -121,6 +121,16 @@ def from_cache(verifier: TorchVerifier, policy: Any) -> list[list[float]]:
     return scores
 
 
+def at_once(verifier: TorchVerifier, policy: Any) -> list[list[float]]:
+    """Scores of SOLUTIONS, each read in one call, one of them behind a step that was read before."""
+    asked = [policy_ids(policy, QUESTIONS[index], steps) for index, steps in zip(ASKED, SOLUTIONS, strict=True)]
+    seqs = verifier.open([prompt for prompt, _ in asked])
+    [ahead] = verifier.extend(seqs[:1], [asked[0][1][0]])
+    found = verifier.read(seqs, [asked[0][1][1:], asked[1][1], asked[2][1]])
+    verifier.close(seqs)
+    return [[ahead, *found[0]], *found[1:]]
+
+
 Reference = Callable[[str, Sequence[str]], list[float]]
 
 
@@ -197,6 +207,7 @@ def test_a_token_classification_folder_scores_from_its_cache_as_from_the_whole_t
     folder = classifier(tmp_path / "prm", tiny_tokenizer, labels, stated)
     verifier = load_verifier(folder, policy_tokenizer=policy, device="cpu")
     assert agree(from_cache(verifier, policy), expected(by_last_token(folder, policy)))
+    assert agree(at_once(verifier, policy), expected(by_last_token(folder, policy)))
 
 
 def test_each_token_runs_through_the_model_once(tiny_tokenizer: Path, policy: Any, tmp_path: Path) -> None:
@@ -215,6 +226,7 @@ def test_a_prm_of_another_tokenizer_and_template_reads_the_same_text(other: Path
     tokenizer = AutoTokenizer.from_pretrained(folder)
     verifier = load_verifier(folder, policy_tokenizer=policy, device="cpu")
     assert agree(from_cache(verifier, policy), expected(by_last_token(folder, tokenizer)))
+    assert agree(at_once(verifier, policy), expected(by_last_token(folder, tokenizer)))
 
 
 def test_the_layout_of_qwen_prms_scores_at_its_step_token_and_runs_no_code_of_the_folder(
@@ -224,6 +236,7 @@ def test_the_layout_of_qwen_prms_scores_at_its_step_token_and_runs_no_code_of_th
     verifier = load_verifier(folder, policy_tokenizer=policy, device="cpu")
     assert verifier.form.layout == "separator"
     assert agree(from_cache(verifier, policy), expected(by_step_token(folder, AutoTokenizer.from_pretrained(folder))))
+    assert agree(at_once(verifier, policy), expected(by_step_token(folder, AutoTokenizer.from_pretrained(folder))))
 
 
 def test_the_layout_of_rlhflow_prms_scores_where_plus_or_minus_would_be_answered(
@@ -238,6 +251,7 @@ def test_the_layout_of_rlhflow_prms_scores_where_plus_or_minus_would_be_answered
     verifier = load_verifier(folder, policy_tokenizer=policy, device="cpu")
     assert verifier.form.layout == "turns"
     assert agree(from_cache(verifier, policy), expected(by_answer(folder, policy)))
+    assert agree(at_once(verifier, policy), expected(by_answer(folder, policy)))
 
 
 def test_the_ids_of_a_step_are_those_of_the_whole_text(policy: Any) -> None:

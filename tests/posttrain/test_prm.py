@@ -122,6 +122,9 @@ def test_a_verifier_gives_the_scores_that_the_stage_measured(kind: str, request:
         for index, score in zip(live, scores, strict=True):
             found[index].append(score)
     assert all(one == pytest.approx(other, abs=1e-5) for one, other in zip(found, measured, strict=True))
+    again = verifier.open([encode_prompt(tokenizer, row["prompt"]) for row in rows])
+    found = verifier.read(again, [[one.step(depth) for depth in range(len(one.ends))] for one in encoded])
+    assert all(one == pytest.approx(other, abs=1e-5) for one, other in zip(found, measured, strict=True))
 
 
 def test_a_likelihood_term_starts_where_it_separates_right_from_wrong(likely: Job) -> None:

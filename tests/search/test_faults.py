@@ -83,14 +83,14 @@ def test_an_empty_last_step_is_not_scored(name: str) -> None:
     [outcome] = grown(of(name), tree([2, DELIMITER, 10, DELIMITER, END]), verifier)
     assert outcome.candidates[0].step_scores == [0.9, 0.9]
     assert outcome.candidates[0].finished
-    assert [END] not in verifier.read
+    assert [END] not in verifier.seen
     assert outcome.spent.scored == outcome.spent.generated - sum(node.ids == [END] for node in outcome.nodes)
 
 
 def test_a_blank_step_in_the_middle_is_read_with_the_next_one() -> None:
     verifier = WatchedVerifier(SCORES)
     [outcome] = grown(Beam(n=1, width=1), tree([2, DELIMITER, DELIMITER, 10, END]), verifier)
-    assert verifier.read == [[2, DELIMITER], [DELIMITER, 10, END]]
+    assert verifier.seen == [[2, DELIMITER], [DELIMITER, 10, END]]
     assert outcome.spent.scored == outcome.spent.generated == 5
 
 

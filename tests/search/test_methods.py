@@ -44,6 +44,14 @@ def test_greedy_takes_the_most_probable_solution_and_scores_nothing() -> None:
     assert [(node.parent, node.ids) for node in outcome.nodes] == [(-1, [4, 1]), (0, [5, 1]), (1, [11, 0])]
 
 
+def test_solutions_drawn_whole_are_scored_in_one_call_and_each_of_their_steps_by_itself() -> None:
+    verifier = WatchedVerifier(SCORES)
+    [outcome] = grown(Weighted(n=8), tree(GOOD, BAD), verifier, seeds=[3])
+    assert verifier.calls == 1 and len(outcome.candidates) == 8
+    for one in outcome.candidates:
+        assert len(one.step_scores) == len(one.text.split("\n\n")) == 3
+
+
 def test_beam_search_grows_the_tree_that_it_says() -> None:
     # One beam of width 2 over a world without chance: every step twice, the better child kept.
     [outcome] = grown(Beam(n=2, width=2), tree(GOOD), WatchedVerifier(SCORES))
@@ -208,7 +216,7 @@ def test_no_search_spends_more_than_its_budget_and_all_is_counted(
     outcomes = grown(options, engine, verifier, seeds, batch, "mean", **limits)
     assert sum(outcome.spent.generated for outcome in outcomes) == engine.usage().generated
     scored = sum(outcome.spent.scored for outcome in outcomes)
-    assert scored == sum(len(step) for step in verifier.read)
+    assert scored == sum(len(step) for step in verifier.seen)
     for outcome in outcomes:
         assert outcome.spent.total <= (tokens or math.inf)
         assert outcome.candidates, "the budget pays for at least one"

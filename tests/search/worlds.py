@@ -75,7 +75,8 @@ class WatchedVerifier(FakeVerifier):
 
     def __init__(self, scores: dict[int, float] | Callable[[Sequence[int]], float]) -> None:
         super().__init__(scores if callable(scores) else lambda ids: _by_last(scores, ids))
-        self.read: list[list[int]] = []
+        self.seen: list[list[int]] = []
+        self.calls = 0
         self.handles: list[Any] = []
 
     def open(self, prompts: Sequence[Sequence[int]]) -> list[Any]:
@@ -86,8 +87,12 @@ class WatchedVerifier(FakeVerifier):
         self.handles += (seqs := super().fork(seq, count))
         return seqs
 
+    def read(self, seqs: Sequence[Any], paths: Sequence[Sequence[Sequence[int]]]) -> list[list[float]]:
+        self.calls += 1
+        return super().read(seqs, paths)
+
     def extend(self, seqs: Sequence[Any], steps: Sequence[Sequence[int]]) -> list[float]:
-        self.read += [list(step) for step in steps]
+        self.seen += [list(step) for step in steps]
         return super().extend(seqs, steps)
 
 
