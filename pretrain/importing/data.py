@@ -27,7 +27,7 @@ def corpus(original: Original) -> dict[str, Any]:
     sources: list[Source] = []
     stages = original.value("data_stages", [])
     if not isinstance(stages, list):
-        raise original.refusal("data_stages", f"{short(stages)!r} is not a list of stages; correct it")
+        raise original.refusal("data_stages", f"{short(repr(stages))} is not a list of stages; correct it")
     places = ["data", *(f"data_stages.{index}.data" for index in range(len(stages)))]
     for place in places:
         for source in _sources(original, f"{place}.dataset"):
@@ -77,7 +77,7 @@ def _names(original: Original, path: str) -> list[str]:
     value = original.value(path, [])
     names = [value] if isinstance(value, str) else list(value) if isinstance(value, list | dict) else None
     if names is None or not all(isinstance(name, str) for name in names):
-        raise original.refusal(path, f"{short(value)!r} names no data: expected a name, a list, or weights by name")
+        raise original.refusal(path, f"{short(repr(value))} names no data: expected a name, a list, or weights by name")
     return names
 
 

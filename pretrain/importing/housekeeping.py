@@ -82,9 +82,8 @@ def tell_the_rest(original: Original) -> None:
         original.tell(path, "left out", why, changes=bool(original.value(path)))
     if not original.value("model.model_config.z_loss_enabled"):
         original.tell("model.model_config.z_loss_coefficient", "left out", "the z-loss is not enabled")
-    for path in original.untold():
+    for path, value in original.untold().items():
         section = next((name for name in UNKNOWN_TO if path.startswith(f"{name}.")), None)
-        why = (
-            f"nanotron 0.4's {UNKNOWN_TO[section]} has no such field" if section else "nanotron 0.4 has no such section"
-        )
-        original.tell(path, "left out", why, changes=path.split(".")[0] in DECIDES and bool(original.value(path, True)))
+        what = f"'s {UNKNOWN_TO[section]} has no such field" if section else " has no such section"
+        decides = path.split(".")[0] in DECIDES and bool(value)
+        original.tell(path, "left out", f"nanotron 0.4{what}", changes=decides)

@@ -65,24 +65,27 @@ class Original:
         """In the order of the file."""
         return [self._fates[_dotted(path)] for path in self._leaves if _dotted(path) in self._fates]
 
-    def untold(self) -> list[str]:
-        """Fields whose fate is open."""
-        return [_dotted(path) for path in self._leaves if _dotted(path) not in self._fates]
+    def untold(self) -> dict[str, Any]:
+        """Fields whose fate is open, and their values."""
+        return {_dotted(path): value for path, value in self._leaves.items() if _dotted(path) not in self._fates}
 
     def under(self, prefix: str) -> list[str]:
         """Paths of the fields at `prefix` or below it."""
         return [name for name in map(_dotted, self._leaves) if name == prefix or name.startswith(f"{prefix}.")]
 
     def value(self, path: str, default: Any = None) -> Any:
-        """What stands at `path`, of any type; `default` where there is nothing or null."""
+        """What stands at `path`, of any type; `default` where there is nothing or null on the way."""
         node: Any = self._data
-        for part in path.split("."):
-            if isinstance(node, list):
+        parts = path.split(".")
+        for depth, part in enumerate(parts):
+            if node is None:
+                return default
+            if isinstance(node, list) and part.isdigit():
                 node = node[int(part)]
             elif isinstance(node, dict):
                 node = node.get(part)
             else:
-                return default
+                raise self.refusal(".".join(parts[:depth]), f"expected a mapping, not {short(repr(node))}; correct it")
         return default if node is None else node
 
     def typed(self, path: str, kind: type) -> Any:
@@ -94,7 +97,7 @@ class Original:
             return float(value)
         fits = isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
         if not fits or (kind is int and value < 0):
-            raise self.refusal(path, f"{short(value)!r} is not {WORDS[kind]}; correct it")
+            raise self.refusal(path, f"{short(repr(value))} is not {WORDS[kind]}; correct it")
         return value
 
     def count(self, path: str, default: int | None = None) -> int:
