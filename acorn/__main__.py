@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 STAGE_COMMANDS = {
     "corpus": "corpus, tokenizer and token files",
-    "pretrain": "pre-training (nanotron)",
+    "pretrain": "pre-training (nanotron); with --import a nanotron config becomes a recipe",
     "synth": "synthetic data (distilabel)",
     "posttrain": "SFT and DPO (TRL)",
     "sft": "supervised fine-tuning (TRL)",
@@ -45,9 +45,11 @@ def parser() -> argparse.ArgumentParser:
 
     for name, text in STAGE_COMMANDS.items():
         stage = commands.add_parser(name, help=text)
-        stage_arguments(stage)
+        stage_arguments(stage, without_recipe=name == "pretrain")
         if name == "search":
             _thinking(stage)
+        if name == "pretrain":
+            _importing(stage)
 
     report = commands.add_parser("report", help="the run of a recipe as one self-contained HTML page")
     _recipe(report, "report")
@@ -59,8 +61,8 @@ def parser() -> argparse.ArgumentParser:
     return root
 
 
-def stage_arguments(target: argparse.ArgumentParser) -> None:
-    _recipe(target, "stage")
+def stage_arguments(target: argparse.ArgumentParser, without_recipe: bool = False) -> None:
+    _recipe(target, "stage", optional=without_recipe)
     target.add_argument("--step", metavar="NAME", action="append", help="one step of the recipe (repeatable)")
 
 
@@ -78,8 +80,16 @@ def _thinking(target: argparse.ArgumentParser) -> None:
     one.add_argument("--show", action="store_true", help="the tree as it grows")
 
 
-def _recipe(target: argparse.ArgumentParser, handler: str) -> None:
-    target.add_argument("recipe", help="a recipe file (YAML)")
+def _importing(target: argparse.ArgumentParser) -> None:
+    """`acorn pretrain --import FILE`, which needs no recipe."""
+    target.set_defaults(handler="pretrain")
+    one = target.add_argument_group("a nanotron config", "instead of RECIPE")
+    one.add_argument("--import", dest="original", metavar="FILE", help="write it as a recipe; says what is different")
+    one.add_argument("--out", metavar="FILE", help="the recipe's file (default: standard output)")
+
+
+def _recipe(target: argparse.ArgumentParser, handler: str, optional: bool = False) -> None:
+    target.add_argument("recipe", help="a recipe file (YAML)", nargs="?" if optional else None)
     target.add_argument("--set", dest="overrides", metavar="STEP.FIELD=VALUE", action="append", default=[])
     target.set_defaults(handler=handler)
 

@@ -98,6 +98,24 @@ def stage(options: Namespace) -> int:
     return 0
 
 
+def pretrain(options: Namespace) -> int:
+    """A recipe's pre-training, or a nanotron config to import."""
+    given = [name for name, value in (("--set", options.overrides), ("--step", options.step)) if value]
+    if options.original is None and options.recipe is None:
+        raise StepFailed("nothing to do: name a recipe, or a nanotron config with --import FILE")
+    if options.original is None and options.out is not None:
+        raise StepFailed("--out goes with --import FILE: a recipe's artifacts go to the registry")
+    if options.original is None:
+        return stage(options)
+    if options.recipe is not None or given:
+        extra = ", ".join([*([options.recipe] if options.recipe else []), *given])
+        raise StepFailed(f"{extra}: --import makes a recipe and runs none; leave it out, and run what was made")
+    from acorn.importing import import_original
+
+    import_original(Path(options.original), None if options.out is None else Path(options.out), console)
+    return 0
+
+
 def search(options: Namespace) -> int:
     """A recipe's searches, or one prompt."""
     if options.prompt is None:
