@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -44,6 +44,12 @@ class Measured:
     """`[rows, FEATURES]`."""
     rate: Array
     """`[rows]`: share of right samples, of all there are."""
+
+    def rows(self, chosen: NDArray[np.bool_]) -> Measured:
+        """The rows where `chosen` `[rows]` is true."""
+        tables = ("correct", "tokens", "probed", "features", "rate")
+        problems = tuple(name for name, kept in zip(self.problems, chosen, strict=True) if kept)
+        return replace(self, problems=problems, **{name: getattr(self, name)[chosen] for name in tables})
 
     def by_problem(self, values: Array) -> list[float]:
         """Mean over the seeds of each problem."""

@@ -4,14 +4,17 @@ Snell et al. 2024 (arXiv:2408.03314, section 3) choose the strategy by difficult
 that never sees the answer: the scores and the disagreement of the first few samples. It is predicted as the share of
 right samples and cut into bins at absolute borders. For each bin, accuracy and tokens of every method and n come from
 the `fit` artifact; for each budget the bins share it so that the expected accuracy is largest (one price per token for
-all bins). What is shown is how that does on the `apply` artifact's problems, with the probe's tokens counted, beside
-the single method that was best on `fit` at that budget, and the one that turns out best in hindsight.
+all bins). A probe costs tokens, too: where the shared budget is not clearly better than the best single method on held-
+out fifths of `fit`, the policy is that method without a probe. What is shown is how that does on the `apply` artifact's
+problems, with the probe's tokens counted, beside the single method that was best on `fit` at that budget, and the one
+that turns out best in hindsight.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +28,7 @@ from search.measured import FEATURES, Array, Measured, load, refuse_misfit
 
 _PRICES = np.concatenate([[0.0], np.geomspace(1e-8, 1.0, 400)])
 """Accuracy per token that a bin may be asked to pay."""
+_FOLDS = 5
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,10 @@ class Choice:
     budget: int
     bins: tuple[int, ...]
     single: int
+    affordable: bool
+    """Whether `bins`, with the probe, keep to the budget on average."""
+    probe: bool = False
+    """Whether to probe and go by `bins`; else `single` for every problem, without a probe."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,10 @@ class Policy:
     def bins(self, features: Array) -> NDArray[np.int64]:
         """Bin of each row of `features` `[problems, FEATURES]`; 0 is the hardest."""
         return np.searchsorted(np.array(self.borders), _sigmoid(features @ np.array(self.weights)), side="right")
+
+    def picks(self, choice: Choice, features: Array) -> NDArray[np.int64]:
+        """Option of each row of `features` if it is probed."""
+        return np.array(choice.bins)[self.bins(features)]
 
 
 def run(job: Job) -> dict[str, float]:
@@ -77,16 +89,54 @@ def run(job: Job) -> dict[str, float]:
 
 
 def fit_policy(data: Measured, config: PolicyConfig) -> Policy:
-    """Difficulty by logistic regression on the probe, then the best use of each budget."""
-    weights = _regress(data.features, data.rate)
-    policy = Policy(config.probe, weights, config.bins, data.options, ())
+    """The best use of each budget, and whether a probe pays there. Raises ValueError for too few problems."""
+    budgets = config.budgets or _budgets(data)
+    policy = _fit(data, config, budgets)
+    gains = _gains(data, config, budgets)
+    choices = tuple(
+        replace(choice, probe=choice.affordable and _above_its_error(data.by_problem(gain)))
+        for choice, gain in zip(policy.choices, gains, strict=True)
+    )
+    return replace(policy, choices=choices)
+
+
+def _above_its_error(gains: list[float]) -> bool:
+    """Whether the mean is more than one standard error above 0 (Breiman et al. 1984, the one-standard-error rule).
+
+    Of choices that differ by chance alone half have a mean above 0, and one in six passes this.
+    """
+    return bool(np.mean(gains) > np.std(gains, ddof=1) / math.sqrt(len(gains)))
+
+
+def _fit(data: Measured, config: PolicyConfig, budgets: tuple[int, ...]) -> Policy:
+    """Difficulty by logistic regression on the probe, then the best use of each budget with a probe."""
+    policy = Policy(config.probe, _regress(data.features, data.rate), config.bins, data.options, ())
     bins = policy.bins(data.features)
     accuracy, cost, share = _tables(data, bins, len(config.bins) + 1, config.smoothing)
-    budgets = config.budgets or _budgets(data)
-    choices = tuple(
-        Choice(budget, _allocate(accuracy, cost, share, budget), _single(data, budget)) for budget in budgets
-    )
-    return Policy(config.probe, weights, config.bins, data.options, choices)
+    choices = []
+    for budget in budgets:
+        picks, affordable = _allocate(accuracy, cost, share, budget)
+        choices.append(Choice(budget, picks, _single(data, budget), affordable))
+    return replace(policy, choices=tuple(choices))
+
+
+def _gains(data: Measured, config: PolicyConfig, budgets: tuple[int, ...]) -> Array:
+    """What probing adds over the single option, each fitted on the other folds: `[budgets, rows]`, -1, 0 or 1.
+
+    On the problems that it was fitted on, a choice of one option for each bin can only look better than one for all.
+    """
+    names = list(dict.fromkeys(data.problems))
+    if len(names) < _FOLDS:
+        raise ValueError(f"fit has {len(names)} problems, a policy needs {_FOLDS} or more: search more of them")
+    fold = np.array([names.index(problem) % _FOLDS for problem in data.problems])
+    gains = np.zeros((len(budgets), len(fold)))
+    for held in range(_FOLDS):
+        policy, rest = _fit(data.rows(fold != held), config, budgets), data.rows(fold == held)
+        every = np.arange(len(rest.problems))
+        for place, choice in enumerate(policy.choices):
+            picks = policy.picks(choice, rest.features)
+            gains[place, fold == held] = rest.correct[every, picks] - rest.correct[:, choice.single]
+    return gains
 
 
 def _tables(data: Measured, bins: NDArray[np.int64], count: int, smoothing: float) -> tuple[Array, Array, Array]:
@@ -106,8 +156,8 @@ def _tables(data: Measured, bins: NDArray[np.int64], count: int, smoothing: floa
     return np.array(accuracy), np.array(cost), np.array(share)
 
 
-def _allocate(accuracy: Array, cost: Array, share: Array, budget: float) -> tuple[int, ...]:
-    """Option of each bin with the largest expected accuracy whose expected cost is within `budget`.
+def _allocate(accuracy: Array, cost: Array, share: Array, budget: float) -> tuple[tuple[int, ...], bool]:
+    """Option of each bin with the largest expected accuracy whose expected cost is within `budget`, and if any is.
 
     At a price per token each bin takes its best accuracy - price * tokens; the best affordable price is taken. Where
     none is, each bin takes its cheapest option.
@@ -120,7 +170,7 @@ def _allocate(accuracy: Array, cost: Array, share: Array, budget: float) -> tupl
         expected = float(share @ accuracy[rows, picks])
         if share @ cost[rows, picks] <= budget and expected > reached:
             best, reached = picks, expected
-    return tuple(int(pick) for pick in best)
+    return tuple(int(pick) for pick in best), reached >= 0
 
 
 def _single(data: Measured, budget: float) -> int:
@@ -140,11 +190,13 @@ def _budgets(data: Measured) -> tuple[int, ...]:
 def apply_policy(policy: Policy, fit: Measured, data: Measured) -> list[dict[str, Any]]:
     """Accuracy and tokens on `data` at each budget: the policy, the best single option of `fit`, that of hindsight."""
     rows = np.arange(len(data.problems))
-    bins = policy.bins(data.features)
     curve = []
     for choice in policy.choices:
-        picks = np.array(choice.bins)[bins]
-        right, tokens = data.correct[rows, picks], data.probed[rows, picks]
+        if choice.probe:
+            picks = policy.picks(choice, data.features)
+            right, tokens = data.correct[rows, picks], data.probed[rows, picks]
+        else:
+            right, tokens = data.correct[:, choice.single], data.tokens[:, choice.single]
         hindsight = _single(data, choice.budget)
         curve.append(
             {
@@ -193,7 +245,12 @@ def _as_json(policy: Policy, fit: Measured) -> dict[str, Any]:
         "weights": dict(zip(FEATURES, policy.weights, strict=True)),
         "borders": list(policy.borders),
         "budgets": [
-            {"budget": one.budget, "bins": [named(option) for option in one.bins], "single": named(one.single)}
+            {
+                "budget": one.budget,
+                "probe": one.probe,
+                "bins": [named(option) for option in one.bins],
+                "single": named(one.single),
+            }
             for one in policy.choices
         ],
         "fit": [_bin_json(fit, bins == place, named) for place in range(len(policy.borders) + 1)],

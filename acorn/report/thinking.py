@@ -176,7 +176,8 @@ def _policy(made: Made, curve: Figures, policy: dict[str, Any]) -> Html:
         for colour, name in enumerate(("policy", "single", "hindsight"), start=1)
     ]
     caption = (
-        "Method and n chosen by how hard a problem looks to a short probe, whose tokens count. Single: the method that "
+        "Method and n chosen by how hard a problem looks to a short probe, whose tokens count; one for all, without a "
+        "probe, where that pays more. Single: the method that "
         "was best on the problems it was fitted on; hindsight: the one that turned out best on these."
     )
     drawn = line_chart(lines, "tokens per problem", show=_share, log_x=True)
@@ -184,14 +185,19 @@ def _policy(made: Made, curve: Figures, policy: dict[str, Any]) -> Html:
     return tag("div", tag("h3", made.name), tag("div", figure, _choices(policy), class_="beside"), class_="block")
 
 
+def _by_bin(row: dict[str, Any]) -> list[dict[str, Any]]:
+    chosen: list[dict[str, Any]] = row["bins"]
+    return chosen if row["probe"] else [row["single"]] * len(chosen)
+
+
 def _choices(policy: dict[str, Any]) -> Html:
-    """What the policy does at each budget, from the hardest bin to the easiest."""
+    """What the policy does at each budget, from the hardest bin to the easiest; the same for all without a probe."""
     edges = [0.0, *policy["borders"], 1.0]
     head = [head_number("budget"), *(f"{100 * low:.0f}-{100 * high:.0f}% likely" for low, high in pairwise(edges))]
     return table(
         head,
         (
-            [number(f"{row['budget']:,}"), *(f"{one['method']} {one['n']}" for one in row["bins"])]
+            [number(f"{row['budget']:,}"), *(f"{one['method']} {one['n']}" for one in _by_bin(row))]
             for row in policy["budgets"]
         ),
     )

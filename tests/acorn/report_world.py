@@ -291,7 +291,7 @@ def policy(out: Path, _: random.Random) -> dict[str, float]:
         row = next(iter(method_rows("majority", 16, 0.3 + 0.1 * math.log10(budget), budget)))
         curve.append({"budget": budget, "policy": row, "single": {**row, "mean": row["mean"] - 0.03}, "hindsight": row})
     bins = [{"method": "majority", "n": n} for n in (16, 8, 4, 2, 1)]
-    budgets = [{"budget": row["budget"], "bins": bins, "single": bins[0]} for row in curve]
+    budgets = [{"budget": row["budget"], "probe": True, "bins": bins, "single": bins[0]} for row in curve]
     write(out / "curve.json", {"curve": curve, "problems": 250})
     write(out / "policy.json", {"probe": 4, "borders": [0.2, 0.4, 0.6, 0.8], "budgets": budgets})
     return {"seconds": 0.6}

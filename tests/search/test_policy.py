@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import random
 from pathlib import Path
 from typing import Any
 
@@ -83,10 +84,32 @@ def test_hard_problems_get_the_tokens(tmp_path: Path) -> None:
     assert middle["gain"] == {"mean": 0.5, "low": middle["gain"]["low"], "high": middle["gain"]["high"], "problems": 40}
     assert middle["gain"]["low"] > 0.3
     assert (large["single"]["method"], large["single"]["mean"], large["gain"]["mean"]) == ("tree", 1.0, 0.0)
-    assert small["policy"]["tokens"] >= 100, "the probe is paid where nothing else is affordable"
+    assert (small["policy"]["tokens"], small["gain"]["mean"]) == (25, 0.0), "a probe that nothing follows is not paid"
+    assert large["policy"]["tokens"] == 2000, "nor one that changes nothing"
+    assert [row["probe"] for row in policy["budgets"]] == [False, True, False]
     assert metrics["search_policy/1300/accuracy"] == 1.0
     assert policy["weights"]["mean_score"] > 0 > policy["weights"]["vote_entropy"]
     assert policy["fit"][0]["searches"] == 20
+
+
+def test_a_probe_that_only_seems_to_help_is_not_paid(tmp_path: Path) -> None:
+    """The options are right by chance, whatever the samples look like: bins that differ on `fit` differ by chance."""
+    folders = [searched(tmp_path / split, split, problems=30) for split in ("train", "test")]
+    for folder in folders:
+        rows = [json.loads(line) for line in (folder / "outcomes.jsonl").read_text().splitlines()]
+        chance = random.Random(f"{folder.name}1")
+        (folder / "outcomes.jsonl").unlink()
+        write(folder / "outcomes.jsonl", [row | {"correct": chance.random() < 0.5} for row in rows])
+    _, policy, curve = fitted(tmp_path / "job", *folders, budgets=[1300, 3000], smoothing=0)
+    assert any(len({option["method"] for option in row["bins"]}) > 1 for row in policy["budgets"])
+    assert [row["probe"] for row in policy["budgets"]] == [False, False]
+    assert [row["gain"]["mean"] for row in curve] == [0.0, 0.0]
+
+
+def test_a_policy_from_a_handful_of_problems_is_refused(tmp_path: Path) -> None:
+    fit, held_out = searched(tmp_path / "fit", "train", problems=4), searched(tmp_path / "apply", "test")
+    with pytest.raises(ValueError, match="fit has 4 problems, a policy needs 5"):
+        fitted(tmp_path / "job", fit, held_out)
 
 
 def test_the_same_searches_give_the_same_policy(tmp_path: Path) -> None:
