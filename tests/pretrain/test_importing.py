@@ -305,3 +305,24 @@ def test_the_shipped_recipes_are_the_published_runs(
     assert schedule["lr_decay_starting_step"] + schedule["lr_decay_steps"] == shipped.train_steps
     cost = estimate(shipped, 49152)
     assert cost["parameters"] == parameters and cost["tokens"] == pytest.approx(trillions * 1e12, rel=0.05)
+
+
+def test_the_recipes_with_data_stages_load_and_nanotron_accepts_them() -> None:
+    smollm3 = load_recipe(CONFIGS / "smollm3-3b.yaml")
+    config, _ = base(smollm3)
+    cost = estimate(config, 128_256)
+    assert cost["parameters"] == 3_075_098_624  # of the published weights
+    assert cost["tokens"] == pytest.approx(11.1e12, rel=0.01)
+    assert [stage.start_training_step for stage in config.data_stages] == [1, 3_450_001, 4_198_001]
+    found = {}
+    for recipe in (smollm3, load_recipe(CONFIGS / "stages.yaml")):
+        for name, step in recipe.steps.items():
+            if isinstance(step.identity, PretrainConfig) and isinstance(step.execution, PretrainExecution):
+                assert check_pretrain(step.identity, step.execution) == []
+                found[name] = (
+                    step.inputs.get("model"),
+                    step.identity.sequence_length,
+                    step.identity.model.get("rope_theta"),
+                )
+    assert found["context-32k"] == ("base", 32_768, 2e6) and found["context-64k"] == ("context-32k", 65_536, 5e6)
+    assert found["long"] == ("annealed", 512, 5e4)
