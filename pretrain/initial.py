@@ -39,7 +39,8 @@ class InitialWeights:
         """The whole of nanotron's parameter `name`, in the file's dtype. Raises KeyError for a name that is none."""
         if name in WHOLE:
             return self._read(WHOLE[name])
-        layer, block, part = self._split(name)
+        before, _, part = name.removesuffix(".weight").partition(".pp_block.")
+        block = before.replace("model.decoder.", "model.layers.", 1)
         if part in WHOLE_OF_A_LAYER:
             return self._read(f"{block}.{WHOLE_OF_A_LAYER[part]}.weight")
         if part == "attn.qkv_proj":
@@ -49,14 +50,7 @@ class InitialWeights:
             )
         if part == "mlp.gate_up_proj":
             return torch.cat([self._read(f"{block}.mlp.{half}_proj.weight") for half in ("gate", "up")])
-        raise KeyError(f"{name} (layer {layer}) has no counterpart in a Hugging Face Llama")
-
-    @staticmethod
-    def _split(name: str) -> tuple[str, str, str]:
-        """`model.decoder.3.pp_block.attn.o_proj.weight` -> layer, Hugging Face's prefix, part."""
-        before, _, part = name.removesuffix(".weight").partition(".pp_block.")
-        layer = before.removeprefix("model.decoder.")
-        return layer, f"model.layers.{layer}", part
+        raise KeyError(f"{name} has no counterpart in a Hugging Face Llama")
 
     def _read(self, name: str) -> Tensor:
         with safe_open(self._file, framework="pt") as handle:

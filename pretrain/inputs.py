@@ -40,15 +40,14 @@ def vocabulary(job: Job) -> int:
 
 
 def _entries(job: Job) -> int:
-    sizes: dict[str, int] = {}
+    size: int = read_meta(job.inputs[TOKENS])["vocab_size"]
     for role, folder in job.inputs.items():
         if role in OTHER_INPUTS:
             continue
-        sizes[role] = read_meta(folder)["vocab_size"]
-        if sizes[role] != sizes.get(TOKENS, sizes[role]):
+        if (other := read_meta(folder)["vocab_size"]) != size:
             raise ValueError(
-                f"inputs.{role} has a vocabulary of {sizes[role]} entries, inputs.{TOKENS} one of {sizes[TOKENS]}: "
-                "make both with one tokenizer step"
+                f"inputs.{role} has a vocabulary of {other} entries, inputs.{TOKENS} one of {size}: make both with one "
+                "tokenizer step"
             )
         made_with = _tokenizer_of(folder)
         if made_with not in (None, job.digests["tokenizer"]):
@@ -56,7 +55,7 @@ def _entries(job: Job) -> int:
                 f"inputs.{role} was made with another tokenizer ({made_with}) than inputs.tokenizer "
                 f"({job.digests['tokenizer']}): name the tokenizer step that made it, or make it anew"
             )
-    return sizes[TOKENS]
+    return size
 
 
 def _tokenizer_of(tokens: Path) -> str | None:

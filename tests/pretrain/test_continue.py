@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +197,10 @@ def test_tokens_of_another_tokenizer_are_refused(
     larger = shutil.copytree(toy_tokens, tmp_path / "larger")
     meta = json.loads((larger / "meta.json").read_text())
     (larger / "meta.json").write_text(json.dumps({**meta, "vocab_size": 600}))
-    with pytest.raises(ValueError, match=r"inputs.code has a vocabulary of 600 entries, inputs.tokens one of 512"):
-        train(job_in(tmp_path / "a", toy_tokens, tiny_tokenizer, inputs={"code": larger}))
+    job = job_in(tmp_path / "a", toy_tokens, tiny_tokenizer)
+    for inputs in ({**job.inputs, "code": larger}, {"code": larger, **job.inputs}):
+        with pytest.raises(ValueError, match=r"inputs.code has a vocabulary of 600 entries, inputs.tokens one of 512"):
+            train(replace(job, inputs=inputs))
     other = shutil.copytree(toy_tokens, tmp_path / "other")
     (other / "manifest.json").write_text(json.dumps({"inputs": {"tokenizer": {"digest": "abc"}}}))
     with pytest.raises(ValueError, match=r"inputs.code was made with another tokenizer \(abc\)"):
