@@ -274,6 +274,10 @@ class _Checker:
                 fitting = [name for name, other in built.items() if other.stage.output == kind]
                 hint = f"; steps that make one: {', '.join(fitting)}" if fitting else ""
                 self.fault((*at, role), f"needs a {kind}, but step '{source}' makes a {made}{hint}")
+        if step.stage.check_roles:
+            for problem in step.stage.load(step.stage.check_roles)(step.identity, step.inputs):
+                parts = [int(part) if part.isdigit() else part for part in problem.field.split(".")]
+                self.fault(("steps", step.name, *parts), problem.message)
 
     def order(self, steps: Mapping[str, Any]) -> list[str]:
         """Names of the steps in an order that can run; a cycle is a fault, also among steps that have others."""

@@ -91,6 +91,9 @@ class Stage:
     """Kind of further inputs, under roles of the recipe's choosing (an evaluation's models)."""
     check: str | None = None
     """`check(identity, execution) -> list[Problem]`: asks the stage's library about what is passed through to it."""
+    check_roles: str | None = None
+    """`check_roles(identity, roles) -> list[Problem]`: whether config and inputs fit each other; `field` begins with
+    `config.` or `inputs.`. Called whenever the recipe is loaded, so without a heavy import."""
     launcher: Literal["python", "torchrun", "accelerate"] = "python"
     imports_torch: bool = False
     """Or transformers: several steps of a run share the 10 s that it takes (`acorn.forkserver`)."""

@@ -12,6 +12,7 @@ from typing import Any
 from pretrain.config import MICRO_BATCH_TOKENS, OPTIMIZER_DEFAULTS, PretrainConfig, PretrainExecution
 
 ROPE_THETA = 10000.0
+"""nanotron's and transformers' default."""
 
 
 @dataclass(frozen=True)
@@ -77,11 +78,10 @@ def _default_micro_batch(share: int, sequence_length: int, pp: int) -> int:
 
 
 def model_section(config: PretrainConfig, vocab_size: int) -> dict[str, Any]:
-    """LlamaConfig. `rope_theta` is dropped: this nanotron has it fixed, and check.py lets no other value through."""
-    given = {name: value for name, value in config.model.items() if name != "rope_theta"}
+    """LlamaConfig, with the `rope_theta` that `compat` adds to it."""
     return {
         "max_position_embeddings": config.sequence_length,
-        **given,
+        **config.model,
         "is_llama_config": True,
         "vocab_size": vocab_size,
     }

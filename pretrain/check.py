@@ -15,7 +15,6 @@ from acorn.launch import process_count
 from acorn.stage import Problem
 from pretrain import compat
 from pretrain.arguments import (
-    ROPE_THETA,
     DoesNotDivide,
     model_section,
     optimizer_section,
@@ -83,7 +82,7 @@ def _names(field: str, given: dict[str, Any], owner: type) -> list[Problem]:
     for name in given:
         if name in FILLED_IN[field]:
             problems.append(Problem(f"{field}.{name}", f"{name} is not set here: {FILLED_IN[field][name]}"))
-        elif name not in known and (field, name) != ("model", "rope_theta"):
+        elif name not in known:
             close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"did you mean {close[0]}?" if close else f"known: {', '.join(sorted(known))}"
             problems.append(
@@ -115,9 +114,9 @@ def _model_limits(identity: PretrainConfig) -> list[Problem]:
     """Fields that nanotron 0.4 reads and does not honour, and sizes that do not fit each other."""
     model = identity.model
     problems = []
-    if model.get("rope_theta", ROPE_THETA) != ROPE_THETA:
+    if model.get("rope_theta", 1.0) <= 0:
         problems.append(
-            Problem("model.rope_theta", f"nanotron 0.4 has rope_theta fixed at 10000, not {model['rope_theta']}")
+            Problem("model.rope_theta", f"{model['rope_theta']} is no base of a rotary embedding: 10000 is usual")
         )
     if model.get("rope_scaling") is not None:
         problems.append(Problem("model.rope_scaling", "nanotron 0.4 ignores rope_scaling; leave it out"))

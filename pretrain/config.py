@@ -10,16 +10,42 @@ from __future__ import annotations
 import math
 from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from acorn.stage import Execution, Identity, Launched, Source
+
+TOKENS = "tokens"
+"""Role of the token set that is always there: its validation.bin gives the validation loss."""
+OTHER_INPUTS = ("tokenizer", "model")
+"""Roles of inputs that are no token sets."""
+
+
+class DataStage(BaseModel):
+    """From one step on, which token sets are read and in what shares; names as in nanotron's own `data_stages`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    start_training_step: int = Field(gt=0)
+    """The first step of the stage; the run's first step is 1."""
+    data: dict[str, float] = Field(min_length=1)
+    """Weights over tokens by input role, whatever they add up to."""
+
+    @field_validator("data")
+    @classmethod
+    def _positive(cls, data: dict[str, float]) -> dict[str, float]:
+        for role, weight in data.items():
+            if not 0 < weight < math.inf:
+                raise ValueError(f"weight {weight:g} of '{role}' is not above 0: raise it, or leave '{role}' out")
+        return data
 
 
 class PretrainConfig(Identity):
     """What decides the weights."""
 
     model: dict[str, Any]
-    """nanotron's LlamaConfig: hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, ..."""
+    """nanotron's LlamaConfig (hidden_size, intermediate_size, num_hidden_layers, num_attention_heads, ...) and
+    `rope_theta`. With an input `model` it must say what that model is."""
     steps: int | None = Field(default=None, gt=0)
     """Optimizer steps; give this or `tokens`."""
     tokens: int | None = Field(default=None, gt=0)
@@ -28,7 +54,12 @@ class PretrainConfig(Identity):
     global_batch_size: int = Field(gt=0)
     """Sequences per optimizer step, over all processes."""
     learning_rate_scheduler: dict[str, Any]
-    """nanotron's LRSchedulerArgs: learning_rate, lr_warmup_steps, lr_decay_style, min_decay_lr, ..."""
+    """nanotron's LRSchedulerArgs: learning_rate, lr_warmup_steps, lr_decay_style, min_decay_lr, ...
+
+    `lr_decay_style` may also be `1-sqrt` (see `compat.decay`)."""
+    data_stages: list[DataStage] = Field(default_factory=list, exclude_if=lambda stages: not stages)
+    """Mixtures of several token sets, one after the other. None: the input `tokens` alone. Left out of the key when
+    empty, so that keys from before it existed stand."""
     optimizer: dict[str, Any] = Field(default_factory=dict)
     """nanotron's OptimizerArgs; what is not given is taken from OPTIMIZER_DEFAULTS."""
     dtype: Literal["float32", "bfloat16"] = "float32"

@@ -55,7 +55,7 @@ def hugging_face_config(model: dict[str, Any], config: PretrainConfig, ids: dict
         "dtype": config.dtype,
         "head_dim": model["hidden_size"] // model["num_attention_heads"],
         "initializer_range": config.init_std,
-        "rope_parameters": {"rope_theta": ROPE_THETA, "rope_type": "default"},
+        "rope_parameters": {"rope_theta": float(config.model.get("rope_theta", ROPE_THETA)), "rope_type": "default"},
         "use_cache": True,
         **ids,
         **{name: model[name] for name in _SHARED_NAMES},

@@ -13,6 +13,7 @@ import time
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,8 @@ from tqdm import tqdm
 from acorn.tracking import Tracker
 from pretrain.checkpoints import CheckpointFolder
 from pretrain.config import PretrainConfig, PretrainExecution
-from pretrain.data import TokenFile, micro_batches, validation_batches
+from pretrain.data import Samples, TokenFile, micro_batches, validation_batches
+from pretrain.initial import InitialWeights
 
 RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight")
 
@@ -42,40 +44,54 @@ class Run:
 
     config: PretrainConfig
     execution: PretrainExecution
-    train: TokenFile
+    train: Samples
     validation: TokenFile
     validation_bytes: int
     checkpoints: CheckpointFolder
     tracker: Tracker
     device: str
+    initial: InitialWeights | None = None
+    """Weights to begin with; None: random ones."""
 
 
 class SeededLlama(LlamaForTraining):  # type: ignore[misc]
-    """nanotron's Llama with initial weights that are the same for every topology and device.
+    """nanotron's Llama with initial weights that are the same for every topology and device: given or random.
 
     nanotron draws each shard from the process's own generator, so tp=2 starts from other weights than tp=1. Here every
     weight has a generator of its own, seeded by its name; a process draws the whole tensor and keeps its slice (1 s per
     100 million weights). Distributions as in nanotron: normal, `std` and `std / sqrt(2 * layers)`; norms start at 1.
     """
 
+    def __init__(self, *args: Any, initial: InitialWeights | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._initial = initial
+
     @torch.no_grad()
     def init_model_randomly(self, config: Any) -> None:
-        std, layers = config.model.init_method.std, config.model.model_config.num_hidden_layers
+        """Called by nanotron when there is no checkpoint of its own to go on from."""
         for own_name, parameter in self.named_parameters():
             name = parameter.get_tied_info().name if parameter.is_tied else own_name
-            if parameter.dim() == 1:
-                parameter.fill_(1.0)
-                continue
-            scale = std / math.sqrt(2 * layers) if name.endswith(RESIDUAL_PROJECTIONS) else std
             shape = parameter.get_sharded_info().unsharded_shape if parameter.is_sharded else parameter.shape
-            seed = hashlib.sha256(f"{config.general.seed}/{name}".encode()).digest()[:8]
-            generator = torch.Generator().manual_seed(int.from_bytes(seed) >> 1)
-            whole = torch.empty(tuple(map(int, shape)), dtype=torch.float32).normal_(0.0, scale, generator=generator)
+            if self._initial is not None:
+                whole = self._initial.tensor(name)
+            elif parameter.dim() == 1:
+                whole = torch.ones_like(parameter)
+            else:
+                whole = random_weight(name, tuple(map(int, shape)), config)
             if not parameter.is_sharded:
                 parameter.copy_(whole)
                 continue
             for pair in parameter.get_sharded_info().local_global_slices_pairs:
                 parameter[pair.local_slices] = whole[pair.global_slices].to(parameter)
+
+
+def random_weight(name: str, shape: tuple[int, ...], config: Any) -> Tensor:
+    """The whole of weight `name`, in float32; `config` is nanotron's."""
+    std, layers = config.model.init_method.std, config.model.model_config.num_hidden_layers
+    scale = std / math.sqrt(2 * layers) if name.endswith(RESIDUAL_PROJECTIONS) else std
+    seed = hashlib.sha256(f"{config.general.seed}/{name}".encode()).digest()[:8]
+    generator = torch.Generator().manual_seed(int.from_bytes(seed) >> 1)
+    return torch.empty(shape, dtype=torch.float32).normal_(0.0, scale, generator=generator)
 
 
 class Trainer(DistributedTrainer):  # type: ignore[misc]
@@ -88,7 +104,7 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
         self._learning_rate = 0.0
         self._last_loss = math.nan
         config_file.write_text(yaml.safe_dump(arguments))
-        super().__init__(str(config_file), model_class=SeededLlama)
+        super().__init__(str(config_file), model_class=partial(SeededLlama, initial=run.initial))
         if not isinstance(self.model_config, LlamaConfig):
             raise TypeError(f"nanotron read the model section as {type(self.model_config).__name__}, not LlamaConfig")
 
@@ -188,6 +204,7 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
                 "train/grad_norm": self.grad_norm_unclipped.item(),
                 "train/tokens": self.consumed_train_samples * self.sequence_length,
                 "train/tokens_per_second": tokens / (self._logged_at[1] - since),
+                **self.run.train.progress(self.consumed_train_samples),
             },
             step=step,
         )
@@ -242,6 +259,7 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
             facts["metrics"] = self.validate()
             self.run.tracker.log(facts["metrics"], step=self.iteration_step)
             facts["metrics"]["train/loss"] = self._last_loss
+            facts["metrics"] |= self.run.train.progress(self.consumed_train_samples)
         if self.is_first:
             checkpoints.prepare()
         dist.barrier(context.world_pg)

@@ -19,8 +19,9 @@ from pretrain.arguments import Split, nanotron_config, split_batch
 from pretrain.checkpoints import Checkpoint, CheckpointFolder
 from pretrain.config import PretrainConfig, PretrainExecution
 from pretrain.convert import convert
-from pretrain.data import TokenFile, read_meta
+from pretrain.data import TokenFile, open_train, read_meta
 from pretrain.estimate import estimate
+from pretrain.inputs import vocabulary
 
 if TYPE_CHECKING:
     from acorn.tracking import Tracker
@@ -31,12 +32,12 @@ logger = logging.getLogger(__name__)
 def run(job: Job) -> dict[str, float]:
     """Train to the end and leave a Hugging Face model in `job.out`.
 
-    Raises ValueError for counts that do not divide, a changed topology on resume or too little text, and
-    FloatingPointError when loss or gradients stop being finite.
+    Raises ValueError for inputs that do not fit each other, counts that do not divide, a changed topology on resume or
+    too little text, and FloatingPointError when loss or gradients stop being finite.
     """
     config: PretrainConfig = job.config
     execution: PretrainExecution = job.execution
-    vocab_size: int = read_meta(job.inputs["tokens"])["vocab_size"]
+    vocab_size = vocabulary(job)
     split = split_batch(config, execution, job.world_size)
     refuse_uneven_shards(config, split, vocab_size)
     device = job.device()
@@ -73,6 +74,7 @@ def _train(
     tracker: Tracker,
     device: str,
 ) -> None:
+    from pretrain.initial import InitialWeights
     from pretrain.nanotron import Run, Trainer, quieten
 
     config, tokens = job.config, job.inputs["tokens"]
@@ -82,12 +84,13 @@ def _train(
     work = Run(
         config=config,
         execution=job.execution,
-        train=TokenFile.open(tokens, "train", config.sequence_length),
+        train=open_train(config, job.inputs),
         validation=TokenFile.open(tokens, "validation", config.sequence_length),
         validation_bytes=read_meta(tokens)["validation_bytes"],
         checkpoints=checkpoints,
         tracker=tracker,
         device=device,
+        initial=InitialWeights(job.inputs["model"]) if "model" in job.inputs else None,
     )
     Trainer(arguments, work, job.scratch / f"nanotron-rank{job.rank}.yaml").fit()
 

@@ -13,10 +13,12 @@ STAGES: tuple[Stage, ...] = (
         identity=PretrainConfig,
         execution=PretrainExecution,
         output="model",
-        inputs={"tokens": "tokens", "tokenizer": "tokenizer"},
+        inputs={"tokens": "tokens", "tokenizer": "tokenizer", "model?": "model"},
+        more="tokens",
         run="pretrain.run:run",
         imports_torch=True,
         check="pretrain.check:check_pretrain",
+        check_roles="pretrain.mixture:check_roles",
         launcher="torchrun",
     ),
     Stage(

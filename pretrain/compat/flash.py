@@ -57,7 +57,7 @@ def flash_attn_with_kvcache(*args: Any, **kwargs: Any) -> Tensor:
 
 
 class RotaryEmbedding(nn.Module):
-    """Rotary embedding of neighbouring pairs (`interleaved=True`), base 10000 (Su et al. 2021, arXiv:2104.09864)."""
+    """Rotary embedding of neighbouring pairs (`interleaved=True`; Su et al. 2021, arXiv:2104.09864)."""
 
     def __init__(self, dim: int, base: float = 10000.0, interleaved: bool = False) -> None:
         super().__init__()

@@ -36,6 +36,8 @@ class Rewrite:
 _STAND_INS = "flash-attn is built for CUDA with nvcc only; torch's own attention, rotary and norms stand in"
 _NO_STACK = "flash-attn's rotary wants keys and values in one tensor; ours does not, which saves 6 % of a CPU step"
 _DEVICE = "the device is written out as CUDA"
+_ROPE_THETA = "rope_theta is no field of LlamaConfig, and the rotary embedding is built with its default of 10000"
+_ONE_MINUS_SQRT = "the decays are linear and cosine only, with no hook for another"
 
 REWRITES: tuple[Rewrite, ...] = (
     # --- on every machine -------------------------------------------------------------------------------------------
@@ -86,6 +88,52 @@ REWRITES: tuple[Rewrite, ...] = (
         1,
         "always",
         "the other half of the rule above",
+    ),
+    # --- on every machine, for what later nanotrons have -------------------------------------------------------------
+    Rewrite(
+        "nanotron.config.models_config",
+        "    rope_scaling: Optional[dict] = None\n",
+        "    rope_scaling: Optional[dict] = None\n    rope_theta: float = 10000.0\n",
+        1,
+        "always",
+        _ROPE_THETA,
+    ),
+    Rewrite(
+        "nanotron.models.llama",
+        # Both of its rotary embeddings: the first serves nanotron's own generation, the second training.
+        "            end=config.max_position_embeddings,\n        )\n\n"
+        "        # NOTE: Only supported for training (TODO(fmom): position_ids not supported yet)\n"
+        "        self.flash_rotary_embedding = FlashRotaryEmbedding(dim=self.d_qk, ",
+        "            end=config.max_position_embeddings, theta=config.rope_theta\n        )\n\n\n"
+        "        self.flash_rotary_embedding = FlashRotaryEmbedding(dim=self.d_qk, base=config.rope_theta, ",
+        1,
+        "always",
+        _ROPE_THETA,
+    ),
+    Rewrite(
+        "nanotron.config.config",
+        'self.lr_decay_style not in ["linear", "cosine"]:\n            raise ValueError(\n'
+        "                f\"lr_decay_style should be a string selected in ['linear', 'cosine'] and",
+        'self.lr_decay_style not in ["linear", "cosine", "1-sqrt"]:\n            raise ValueError(\n'
+        "                f\"lr_decay_style should be a string selected in ['linear', 'cosine', '1-sqrt'] and",
+        1,
+        "always",
+        _ONE_MINUS_SQRT,
+    ),
+    Rewrite(
+        "nanotron.helpers",
+        '            else:\n                raise ValueError(f"Unknown decay style',
+        '            elif lr_scheduler_args.lr_decay_style == "1-sqrt":\n'
+        "                from pretrain.compat.decay import one_minus_sqrt\n"
+        "                lmbda = one_minus_sqrt(\n"
+        "                    (current_step - lr_decay_starting_step) / lr_decay_steps,\n"
+        "                    lr_scheduler_args.learning_rate,\n"
+        "                    lr_scheduler_args.min_decay_lr,\n"
+        "                )\n"
+        '            else:\n                raise ValueError(f"Unknown decay style',
+        1,
+        "always",
+        _ONE_MINUS_SQRT,
     ),
     # --- without flash-attn -----------------------------------------------------------------------------------------
     Rewrite(

@@ -5,7 +5,10 @@ from __future__ import annotations
 from pretrain.importing.original import Original
 
 KEPT_BY_ACORN = "acorn keeps checkpoints in the step's scratch folder, and resumes from the newest"
-FROM_SCRATCH = "the weights begin at random: acorn does not go on from a nanotron checkpoint"
+FROM_SCRATCH = (
+    "the weights begin at random, as acorn reads no nanotron checkpoints: to go on from a model, bring it with a "
+    "hub_model step and make that the base step's input `model`"
+)
 UNSUPERVISED = "nanotron 0.4 does not act on it; set execution.validation_interval for validation passes"
 
 HARMLESS = {

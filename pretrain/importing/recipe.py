@@ -49,12 +49,14 @@ def import_config(file: Path) -> Imported:
     sections.refuse_other_models(original)
     tokenizer = data.tokenizer(original)
     base = _base(original)
+    found = data.read_data(original, base["config"]["steps"])
+    if found.stages:
+        base["config"]["data_stages"] = found.stages
     name = _name(original)
     steps = {
-        "corpus": {"stage": "text", "config": data.corpus(original)},
+        **found.steps(),
         "tokenizer": {"stage": "tokenizer", "inputs": {"corpus": "corpus"}, "config": tokenizer},
-        "tokens": {"stage": "tokens", "inputs": {"corpus": "corpus", "tokenizer": "tokenizer"}},
-        "base": {"stage": "pretrain", "inputs": {"tokens": "tokens", "tokenizer": "tokenizer"}, **base},
+        "base": {"stage": "pretrain", "inputs": found.inputs(), **base},
     }
     tell_the_rest(original)
     return Imported(file.name, {"name": name, "steps": steps}, original.fates(), original.empty)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from pretrain.arguments import ROPE_THETA
 from pretrain.config import FILLED_IN
 from pretrain.importing.original import Original
 
@@ -16,6 +15,7 @@ MODEL: dict[str, type] = {
     "num_key_value_heads": int,
     "max_position_embeddings": int,
     "rms_norm_eps": float,
+    "rope_theta": float,
     "tie_word_embeddings": bool,
 }
 SCHEDULER: dict[str, type] = {
@@ -37,7 +37,7 @@ OPTIMIZER: dict[str, type] = {
     "torch_adam_is_fused": bool,
 }
 CHOICES = {"pp_engine": ("afab", "1f1b"), "tp_mode": ("ALL_REDUCE", "REDUCE_SCATTER")}
-DECAY_STYLES = ("linear", "cosine")
+DECAY_STYLES = ("linear", "cosine", "1-sqrt")
 GPUS_PER_NODE = 8
 """The file does not say; this is what nanotron's clusters have."""
 RENDEZVOUS = "FILL-IN:29500"
@@ -70,21 +70,15 @@ def model(original: Original, sequence_length: int) -> Block:
     for name, kind in MODEL.items():
         original.carry(f"{at}.{name}", kind, block)
     block["max_position_embeddings"] = max(block.get("max_position_embeddings", 0), sequence_length)
-    _fixed(original, f"{at}.hidden_act", "silu", str, block)
-    _fixed(original, f"{at}.rope_theta", ROPE_THETA, float, block)
+    activation = f"{at}.hidden_act"
+    if original.typed(activation, str) in (None, "silu"):
+        original.carry(activation, str, block)
+    else:
+        original.tell(activation, "left out", "nanotron 0.4's Llama has silu, which is trained instead", changes=True)
     original.tell(f"{at}.rope_scaling", "left out", "nanotron 0.4 ignores it", changes=True)
     for name, why in FILLED_IN["model"].items():
         original.tell(f"{at}.{name}", "left out", why)
     return block
-
-
-def _fixed(original: Original, path: str, only: Any, kind: type, block: Block) -> None:
-    """Carry a field of which nanotron 0.4 knows one value; say so where it has another."""
-    value = original.typed(path, kind)
-    if value is None or value == only:
-        original.carry(path, kind, block)
-    else:
-        original.tell(path, "left out", f"nanotron 0.4 has it fixed at {only}, which is trained instead", changes=True)
 
 
 def weights(original: Original, config: Block) -> None:
@@ -117,9 +111,8 @@ def scheduler(original: Original) -> Block:
         raise original.refusal(f"{at}.learning_rate", "is missing: acorn needs it; add it")
     style = original.typed(f"{at}.lr_decay_style", str)
     if style is not None and style not in DECAY_STYLES:
-        original.tell(
-            f"{at}.lr_decay_style", "replaced", f"by linear: nanotron 0.4 knows {' and '.join(DECAY_STYLES)}", True
-        )
+        why = f"by linear: acorn knows {', '.join(DECAY_STYLES)}"
+        original.tell(f"{at}.lr_decay_style", "replaced", why, changes=True)
     for name, kind in SCHEDULER.items():
         original.carry(f"{at}.{name}", kind, block)
     if style is not None and style not in DECAY_STYLES:

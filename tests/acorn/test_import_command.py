@@ -12,7 +12,7 @@ from acorn.__main__ import main
 from acorn.recipe import load_recipe
 from tests.pretrain.originals import write_original
 
-DIFFERENT = {"model.model_config.rope_theta": 50000.0}
+DIFFERENT = {"model.model_config.rope_scaling": {"factor": 8.0}}
 
 
 def say(capsys: pytest.CaptureFixture[str], *arguments: str | Path, code: int = 0) -> tuple[str, str]:
@@ -28,7 +28,7 @@ def test_the_recipe_goes_to_standard_output_and_the_report_to_standard_error(
     (tmp_path / "recipe.yaml").write_text(out)
     assert load_recipe(tmp_path / "recipe.yaml").name == "smollm2-135M"
     differently, same = err.split("Without a change to what is trained:")
-    assert "left out  model.model_config.rope_theta = 50000.0: nanotron 0.4 has it fixed" in differently
+    assert "left out  model.model_config.rope_scaling.factor = 8.0: nanotron 0.4 ignores it" in differently
     assert "left out  parallelism.tp_recompute_allgather = True: " in same
     assert "carried over  optimizer.optimizer_factory.adam_beta1 = 0.9: " in same
     assert "corpus.text.0.path: ./FILL-IN/datasets/smollm2-corpus" in same.split("To be filled in:")[1]

@@ -25,7 +25,8 @@ def problems(config: dict[str, Any] | None = None, execution: dict[str, Any] | N
 
 def test_a_good_config_has_no_problems() -> None:
     assert problems() == {}
-    assert problems({"model": {**MODEL, "rope_theta": 10000.0}}, {"processes": 4, "parallelism": {"tp": 2}}) == {}
+    assert problems({"model": {**MODEL, "rope_theta": 130000}}, {"processes": 4, "parallelism": {"tp": 2}}) == {}
+    assert problems({"learning_rate_scheduler": {"learning_rate": 1.0, "lr_decay_style": "1-sqrt"}}) == {}
 
 
 def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
@@ -38,14 +39,14 @@ def test_an_unknown_name_is_refused_with_the_nearest_one() -> None:
     ("field", "config", "execution"),
     [
         ("model", {"model": {**MODEL, "hidden_size": "32"}}, {}),
-        ("model.rope_theta", {"model": {**MODEL, "rope_theta": 50000.0}}, {}),
+        ("model.rope_theta", {"model": {**MODEL, "rope_theta": 0.0}}, {}),
         ("model.vocab_size", {"model": {**MODEL, "vocab_size": 512}}, {}),
         ("model.hidden_act", {"model": {**MODEL, "hidden_act": "gelu"}}, {}),
         ("model.hidden_size", {"model": {name: v for name, v in MODEL.items() if name != "hidden_size"}}, {}),
         ("learning_rate_scheduler", {"learning_rate_scheduler": {"learning_rate": "1e-3"}}, {}),
         (
             "learning_rate_scheduler",
-            {"learning_rate_scheduler": {"learning_rate": 1.0, "lr_decay_style": "1-sqrt"}},
+            {"learning_rate_scheduler": {"learning_rate": 1.0, "lr_decay_style": "exponential"}},
             {},
         ),
         ("optimizer.zero_stage", {"optimizer": {"zero_stage": 1}}, {}),

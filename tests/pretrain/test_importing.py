@@ -18,6 +18,7 @@ from pretrain.importing import CannotImport, Fate, Imported, import_config
 from pretrain.importing.sections import CHOICES, MODEL, OPTIMIZER, SCHEDULER
 from tests.pretrain.originals import GONE, OF_360M, OF_1700M, smollm2_135m, write_original
 
+UNWEIGHTED = {"data_stages.0.data.dataset.dataset_weights": GONE}
 CONFIGS = Path(__file__).resolve().parents[2] / "configs"
 
 
@@ -76,18 +77,17 @@ def test_every_field_of_the_file_has_a_fate(tmp_path: Path, changes: dict[str, A
 @pytest.mark.parametrize(
     ("path", "value", "became", "words"),
     [
-        ("model.model_config.rope_theta", 500000.0, "left out", "fixed at 10000"),
-        ("model.model_config.hidden_act", "gelu", "left out", "fixed at silu"),
+        ("model.model_config.rope_scaling", "yarn", "left out", "ignores it"),
+        ("model.model_config.hidden_act", "gelu", "left out", "has silu"),
         ("model.model_config.attention_bias", True, "left out", "LlamaConfig has no such field"),
         ("model.model_config.z_loss_enabled", True, "left out", "LlamaConfig has no such field"),
         ("model.model_config._use_doc_masking", True, "left out", "see each other"),
         ("model.init_method.use_mup", True, "left out", "muP"),
         ("model.dtype", "float16", "replaced", "by bfloat16"),
-        ("optimizer.learning_rate_scheduler.lr_decay_style", "1-sqrt", "replaced", "by linear"),
+        ("optimizer.learning_rate_scheduler.lr_decay_style", "exponential", "replaced", "by linear"),
         ("optimizer.optimizer_factory.name", "sgd", "replaced", "by AdamW"),
         ("optimizer.weight_decay_exclude_named_params", [".*embedding.*"], "left out", "OptimizerArgs has no"),
         ("checkpoints.resume_checkpoint_path", "s3://some/where", "left out", "begin at random"),
-        ("data_stages.0.start_training_step", 500, "left out", "one mixture"),
     ],
 )
 def test_what_trains_something_else_is_marked_so_and_kept_in_the_recipe(
@@ -113,7 +113,8 @@ def test_what_trains_something_else_is_marked_so_and_kept_in_the_recipe(
         ("s3_upload.upload_s3_path", "s3://some/where", "left out", "acorn artifacts push"),
         ("lighteval.batch_size", 16, "left out", "stage: evaluate"),
         ("telemetry.endpoint", "host", "left out", "nanotron 0.4 has no such section"),
-        ("data_stages.0.data.dataset.nanoset_folder", "sets/one", "replaced", "placeholder under ./FILL-IN/"),
+        ("data_stages.0.data.dataset.dataset_folder", "sets/one", "replaced", "placeholder under ./FILL-IN/"),
+        ("data_stages.0.data.dataset.dataset_weights", [0.5], "left out", "one set of tokens"),
     ],
 )
 def test_what_nanotron_does_not_know_but_does_not_change_the_weights_is_told_apart(
@@ -140,19 +141,53 @@ def test_processes_and_batch_are_those_of_the_original(tmp_path: Path) -> None:
     assert check_pretrain(config, execution) == []
 
 
+def test_what_nanotron_0_4_lacks_and_acorn_adds_is_carried_over(tmp_path: Path) -> None:
+    style = "optimizer.learning_rate_scheduler.lr_decay_style"
+    config, execution = base(loaded(tmp_path, {"model.model_config.rope_theta": 130000, style: "1-sqrt"}))
+    assert config.model["rope_theta"] == 130_000.0
+    assert config.learning_rate_scheduler["lr_decay_style"] == "1-sqrt"
+    assert check_pretrain(config, execution) == []
+
+
 def test_folders_of_tokens_become_placeholders_that_cannot_be_overlooked(tmp_path: Path) -> None:
-    stage = {"data": {"dataset": {"dataset_folder": {"s3://b/web/": 0.8, "/data/math": 0.2}}}, "start_training_step": 9}
-    changes = {"data_stages": [*smollm2_135m()["data_stages"], stage]}
-    recipe = imported(tmp_path, changes)
+    folders = ["datasets/smollm2-corpus", "s3://b/web/", "/data/math"]
+    recipe = imported(tmp_path, {**UNWEIGHTED, "data_stages.0.data.dataset.dataset_folder": folders})
     paths = [source["path"] for source in recipe.recipe["steps"]["corpus"]["config"]["text"]]
     assert paths == ["./FILL-IN/datasets/smollm2-corpus", "./FILL-IN/b/web", "./FILL-IN/data/math"]
     assert recipe.to_fill_in()[0] == "corpus.license: FILL-IN"
     assert all(f"corpus.text.{index}.path: {path}" in recipe.to_fill_in() for index, path in enumerate(paths))
-    by_path = {fate.path: fate for fate in recipe.fates}
-    assert by_path["data_stages.1.start_training_step"].changes_training
-    assert by_path["data_stages.0.data.dataset.dataset_weights"].changes_training
-    lost = by_path["data_stages.1.data.dataset.dataset_folder.s3://b/web/"]
-    assert lost.changes_training and "weight is lost" in lost.why
+    assert not any(fate.changes_training for fate in recipe.fates)  # without weights, nanotron reads all of them whole
+
+
+def test_data_stages_are_carried_over_with_their_weights(tmp_path: Path) -> None:
+    decay = {"data": {"dataset": {"dataset_folder": {"s3://b/math/": 0.6, "/data/web": 0.4}}}, "start_training_step": 9}
+    never = {"data": {"dataset": {"dataset_folder": ["x", "y"]}}, "start_training_step": 10**9}
+    first = smollm2_135m()["data_stages"][0]
+    first["data"]["dataset"] = {"dataset_folder": ["/data/web", "/data/code", "no"], "dataset_weights": [0.9, 0.1, 0]}
+    recipe = loaded(tmp_path, {"data_stages": [decay, first, never]})
+    config, execution = base(recipe)
+    assert [stage.model_dump() for stage in config.data_stages] == [
+        {"name": "stable phase", "start_training_step": 1, "data": {"tokens": 0.9, "data-code": 0.1}},
+        {"name": "stage 9", "start_training_step": 9, "data": {"b-math": 0.6, "tokens": 0.4}},
+    ]
+    assert recipe.steps["base"].inputs == {
+        "tokens": "tokens",
+        "data-code": "data-code-tokens",
+        "b-math": "b-math-tokens",
+        "tokenizer": "tokenizer",
+    }
+    corpora = {name: step.identity for name, step in recipe.steps.items() if step.stage.name == "text"}
+    paths = {name: [source.path for source in corpus.text] for name, corpus in corpora.items()}
+    assert paths == {
+        "corpus": ["./FILL-IN/data/web"],
+        "data-code-corpus": ["./FILL-IN/data/code"],
+        "b-math-corpus": ["./FILL-IN/b/math"],
+    }
+    told = {fate.path: fate for fate in imported(tmp_path, {"data_stages": [decay, first, never]}).fates}
+    assert not any(fate.changes_training for fate in told.values())
+    assert told["data_stages.0.start_training_step"].became == "carried over"
+    assert "after the last step" in told["data_stages.2.start_training_step"].why
+    assert check_pretrain(config, execution) == []
 
 
 def test_data_sets_of_the_hub_are_carried_over(tmp_path: Path) -> None:
@@ -202,6 +237,12 @@ def test_what_the_loader_would_refuse_is_put_right_and_told(tmp_path: Path) -> N
         ({"general": ["run"]}, r"yaml:\d+: general: expected a mapping, not \['run'\]"),
         ({"data_stages": ["all"]}, r"data_stages.0: expected a mapping, not 'all'"),
         ({"data_stages": "all"}, r"data_stages: 'all' is not a list"),
+        ({"data_stages.0.start_training_step": 500}, r"start_training_step: 500 leaves the steps before it"),
+        ({"data_stages": [{}, {}]}, r"data_stages.1.start_training_step: 1 is another stage's"),
+        (
+            {"data_stages.0.data.dataset.dataset_folder": ["a", "b"]},
+            r"dataset_weights: \[1.0\] is no list of 2 weights",
+        ),
         ({"tokens": GONE}, r"no nanotron config: it has no section tokens .*--config-file"),
     ],
 )
@@ -264,3 +305,24 @@ def test_the_shipped_recipes_are_the_published_runs(
     assert schedule["lr_decay_starting_step"] + schedule["lr_decay_steps"] == shipped.train_steps
     cost = estimate(shipped, 49152)
     assert cost["parameters"] == parameters and cost["tokens"] == pytest.approx(trillions * 1e12, rel=0.05)
+
+
+def test_the_recipes_with_data_stages_load_and_nanotron_accepts_them() -> None:
+    smollm3 = load_recipe(CONFIGS / "smollm3-3b.yaml")
+    config, _ = base(smollm3)
+    cost = estimate(config, 128_256)
+    assert cost["parameters"] == 3_075_098_624  # of the published weights
+    assert cost["tokens"] == pytest.approx(11.1e12, rel=0.01)
+    assert [stage.start_training_step for stage in config.data_stages] == [1, 3_450_001, 4_198_001]
+    found = {}
+    for recipe in (smollm3, load_recipe(CONFIGS / "stages.yaml")):
+        for name, step in recipe.steps.items():
+            if isinstance(step.identity, PretrainConfig) and isinstance(step.execution, PretrainExecution):
+                assert check_pretrain(step.identity, step.execution) == []
+                found[name] = (
+                    step.inputs.get("model"),
+                    step.identity.sequence_length,
+                    step.identity.model.get("rope_theta"),
+                )
+    assert found["context-32k"] == ("base", 32_768, 2e6) and found["context-64k"] == ("context-32k", 65_536, 5e6)
+    assert found["long"] == ("annealed", 512, 5e4)

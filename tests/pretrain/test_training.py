@@ -22,7 +22,7 @@ from acorn.stage import Job
 from pretrain.arguments import nanotron_config, split_batch
 from pretrain.checkpoints import CheckpointFolder
 from pretrain.config import PretrainConfig
-from pretrain.data import TokenFile, sample
+from pretrain.data import TokenFile
 from pretrain.estimate import estimate
 from pretrain.run import process_group
 from tests.pretrain.world import CONFIG, VOCABULARY, job_in, logged, train
@@ -47,7 +47,7 @@ def test_losses_equal_a_plain_torch_loop_from_the_same_weights(undisturbed: Job,
         rate = 3e-3 * step / 2 if step <= 2 else 3e-4 + (3e-3 - 3e-4) * cosine
         for group in optimizer.param_groups:
             group["lr"] = rate
-        rows = [sample(file, config.seed, step * 8 + row) for row in range(8)]
+        rows = [file.sample(config.seed, step * 8 + row) for row in range(8)]
         tokens = torch.from_numpy(np.stack(rows))
         logits = model(input_ids=tokens[:, :-1]).logits
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten())

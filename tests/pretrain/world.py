@@ -58,10 +58,11 @@ def job_in(
     tokenizer: Path,
     config: Mapping[str, Any] | None = None,
     execution: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, Path] | None = None,
 ) -> Job:
-    """A job of `pretrain` in `folder`, with what differs from CONFIG and EXECUTION."""
-    inputs = {"tokens": tokens, "tokenizer": tokenizer}
-    return make_job(PRETRAIN, folder, {**CONFIG, **(config or {})}, {**EXECUTION, **(execution or {})}, inputs)
+    """A job of `pretrain` in `folder`, with what differs from CONFIG and EXECUTION, and further inputs."""
+    given = {"tokens": tokens, "tokenizer": tokenizer, **(inputs or {})}
+    return make_job(PRETRAIN, folder, {**CONFIG, **(config or {})}, {**EXECUTION, **(execution or {})}, given)
 
 
 def train(job: Job) -> dict[str, float]:
@@ -75,7 +76,7 @@ def logged(job: Job, name: str) -> list[float]:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the jobs of a JSON list `[{"folder", "tokens", "tokenizer", "port", "config", "execution"}, ...]` in turn.
+    """Run the jobs of a JSON list `[{"folder", "tokens", "tokenizer", "port", "config", "execution", "inputs"}]`.
 
     One launch serves several topologies (an import of torch costs 2 to 3 s). Each needs a rendezvous of its own, at
     its `port`: process groups of one job would find the keys of the one before in the launcher's store.
@@ -84,7 +85,8 @@ def main(arguments: list[str]) -> None:
         if port := entry.pop("port", None):
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
         paths = {name: Path(entry.pop(name)) for name in ("folder", "tokens", "tokenizer")}
-        train(job_in(**paths, **entry))
+        inputs = {role: Path(folder) for role, folder in entry.pop("inputs", {}).items()}
+        train(job_in(**paths, **entry, inputs=inputs))
 
 
 if __name__ == "__main__":
