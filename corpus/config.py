@@ -1,4 +1,4 @@
-"""Typed config of the four corpus stages: `problems`, `text`, `tokenizer`, `tokens`.
+"""Typed config of the corpus stages: `problems`, `text`, `filter`, `dedup`, `decontaminate`, `tokenizer`, `tokens`.
 
 Identity fields enter the artifact's key. Outside data is named by `Source` fields: the key holds the digest of its
 content, so every result here depends on contents and never on where a file lies or what its folder is called.
@@ -6,7 +6,7 @@ content, so every result here depends on contents and never on where a file lies
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -133,6 +133,83 @@ class TextIdentity(Identity):
         return self
 
 
+class Judged(Identity):
+    """Which documents a step looks at; the others pass."""
+
+    sources: tuple[str, ...] | None = None
+    """Only documents with these `source` labels; default: all. Problems and equations share their templates, so give
+    the labels of the prose where a corpus has both."""
+    language: str | None = None
+    """Words by datatrove's tokenizer for this language code, such as `en` (spaCy) or `de`; its package must be
+    installed. Default: rules that need no package and no download (corpus/datatrove/words.py)."""
+
+
+class Classifier(Part):
+    """A sequence-classification model of transformers that scores each document, as FineWeb-Edu's does."""
+
+    model: Source | None = None
+    """Folder or hub id; default: the step's input `classifier`."""
+    revision: str | None = None
+    """Hub: commit of `model`."""
+    threshold: float
+    """Documents with a lower score are removed."""
+    label: str | int | None = None
+    """Whose probability is the score, for a model with several labels; a model with one label gives its output."""
+
+
+FINEWEB_FILTERS: tuple[dict[str, Any], ...] = (
+    {"type": "GopherRepetitionFilter"},
+    {"type": "GopherQualityFilter"},
+    {"type": "C4QualityFilter", "filter_no_terminal_punct": False},
+    {"type": "FineWebQualityFilter"},
+)
+"""The quality filters of FineWeb in its order (Penedo et al. 2024, arXiv:2406.17557, section 3)."""
+
+
+class FilterIdentity(Judged):
+    """Quality filters, one after the other."""
+
+    filters: tuple[dict[str, Any], ...] = FINEWEB_FILTERS
+    """Each a class of datatrove (`type`) with its own options."""
+    classifier: Classifier | None = None
+    """Judges what the filters keep; the score stays with the document."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.filters and self.classifier is None:
+            raise ValueError("filters and classifier are both empty: name at least one filter")
+        return self
+
+
+class DedupIdentity(Judged):
+    """Duplicates; of each group the first document stays, held-out ones coming before train."""
+
+    exact: bool = True
+    """Equal texts; also finds those too short for an n-gram."""
+    minhash: dict[str, Any] | None = Field(default_factory=dict)
+    """datatrove's MinhashConfig: n_grams (5), num_buckets (14), hashes_per_bucket (8), seed, norm_config, hash_config;
+    two documents are duplicates with probability 1 - (1 - s^8)^14 where a share s of their 5-grams is common. null:
+    exact duplicates alone."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.exact and self.minhash is None:
+            raise ValueError("exact is false and minhash null: turn one of them on")
+        return self
+
+
+class DecontaminateIdentity(Judged):
+    """Train documents that share an n-gram with what will be evaluated on."""
+
+    n_grams: int = Field(default=13, ge=2)
+    """Words in a row, as in GPT-3's decontamination (Brown et al. 2020, arXiv:2005.14165, appendix C)."""
+    norm_config: dict[str, Any] = Field(default_factory=lambda: {"norm_numbers": False})
+    """datatrove's TextNormConfig. Its own default reads every number as 0, by which all word problems of one wording
+    would be the same."""
+    texts: tuple[Literal["problems", "prose"], ...] = ("problems", "prose")
+    """Of each corpus to compare with: the test problems with their solutions, the validation documents."""
+
+
 class TokenizerIdentity(Identity):
     """A byte-level BPE trained on the corpus, or an existing tokenizer taken as it is."""
 
@@ -173,6 +250,20 @@ class TokensIdentity(Identity):
 
 class CorpusExecution(Execution):
     """Nothing to choose: these stages run on one CPU process."""
+
+
+class PipelineExecution(Execution):
+    """How datatrove's pipelines run. `device` is where a classifier runs."""
+
+    executor: Literal["local", "slurm", "ray"] = "local"
+    tasks: int | None = Field(default=None, ge=1)
+    """Ranges into which the documents are cut; default: one a core, and none under 2,000 documents."""
+    workers: int | None = Field(default=None, ge=1)
+    """Tasks at a time; default: locally one a core, elsewhere all."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of datatrove's executor; Slurm's needs `time` and `partition`."""
+    poll_seconds: float = Field(default=10, gt=0)
+    """Slurm: time between two looks at the tasks."""
 
 
 class TokensExecution(Execution):
