@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from acorn.stage import Execution, Identity, Source
 
@@ -71,7 +71,23 @@ class ProblemsIdentity(Identity):
         return self
 
 
-class TextSource(Part):
+class Rows(Part):
+    """How rows of local files are read that nothing sensible can be made of."""
+
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """Lines that are not UTF-8, not JSON or too long, rows without the column or with something else than text in it:
+    an error that names the place, or left out and counted."""
+    largest_row: int = Field(default=100_000_000, ge=1)
+    """Bytes of the longest line (of Parquet: of the longest text) that is taken for a row."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_set(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without these two at their defaults: they came later, and no key of an older recipe should change."""
+        later = {name: field.default for name, field in Rows.model_fields.items()}
+        return {name: value for name, value in plain(self).items() if name not in later or value != later[name]}
+
+
+class TextSource(Rows):
     """Somebody's own text: a local file or folder, or a hub data set id."""
 
     path: Source
@@ -94,7 +110,7 @@ class TextSource(Part):
     """Read at most so many documents of this source."""
 
 
-class ProblemSource(Part):
+class ProblemSource(Rows):
     """Problems with worked answers in GSM8K's form: `question` and `answer`, the answer's last line `#### N`."""
 
     path: Source
