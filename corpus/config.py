@@ -287,3 +287,6 @@ class TokensExecution(Execution):
 
     batch_documents: int = Field(default=1_024, ge=1)
     """Documents tokenised at a time; memory grows with it, the result does not change."""
+    workers: int = Field(default=1, ge=1)
+    """Processes, each with its share of the cores. A tenth of the work is outside the library's threads, so a single
+    process cannot use much more than ten cores."""

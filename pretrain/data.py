@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,18 @@ def read_meta(folder: Path) -> dict[str, Any]:
     """`meta.json` of a tokens artifact."""
     meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
     return meta
+
+
+def refuse_other_vocabulary(vocab_size: int, tokenizer: Path) -> None:
+    """Raise ValueError where token files were made with a tokenizer of another size than the one the model will get:
+    it would be trained on ids that mean other words."""
+    loaded = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    size = 1 + max(loaded.get_vocab(with_added_tokens=True).values())
+    if size != vocab_size:
+        raise ValueError(
+            f"the token files were made for a vocabulary of {vocab_size}, but the input `tokenizer` has {size} "
+            "entries: give the tokenizer that the step `tokens` had"
+        )
 
 
 @lru_cache(maxsize=2)

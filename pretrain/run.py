@@ -19,7 +19,7 @@ from pretrain.arguments import Split, nanotron_config, split_batch
 from pretrain.checkpoints import Checkpoint, CheckpointFolder
 from pretrain.config import PretrainConfig, PretrainExecution
 from pretrain.convert import convert
-from pretrain.data import TokenFile, read_meta
+from pretrain.data import TokenFile, read_meta, refuse_other_vocabulary
 from pretrain.estimate import estimate
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ def run(job: Job) -> dict[str, float]:
     vocab_size: int = read_meta(job.inputs["tokens"])["vocab_size"]
     split = split_batch(config, execution, job.world_size)
     refuse_uneven_shards(config, split, vocab_size)
+    refuse_other_vocabulary(vocab_size, job.inputs["tokenizer"])
     device = job.device()
     compat.install(device, compat.uses_flash_attention(device, config.dtype))
     checkpoints = CheckpointFolder(job.scratch / "checkpoints")
