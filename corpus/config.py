@@ -1,4 +1,4 @@
-"""Typed config of the four corpus stages: `problems`, `text`, `tokenizer`, `tokens`.
+"""Typed config of the corpus stages: `problems`, `text`, `filter`, `dedup`, `decontaminate`, `tokenizer`, `tokens`.
 
 Identity fields enter the artifact's key. Outside data is named by `Source` fields: the key holds the digest of its
 content, so every result here depends on contents and never on where a file lies or what its folder is called.
@@ -6,9 +6,9 @@ content, so every result here depends on contents and never on where a file lies
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from acorn.stage import Execution, Identity, Source
 
@@ -71,7 +71,23 @@ class ProblemsIdentity(Identity):
         return self
 
 
-class TextSource(Part):
+class Rows(Part):
+    """How rows of local files are read that nothing sensible can be made of."""
+
+    bad_rows: Literal["refuse", "skip"] = "refuse"
+    """Lines that are not UTF-8, not JSON or too long, rows without the column or with something else than text in it:
+    an error that names the place, or left out and counted."""
+    largest_row: int = Field(default=100_000_000, ge=1)
+    """Bytes of the longest line (of Parquet: of the longest text) that is taken for a row."""
+
+    @model_serializer(mode="wrap")
+    def _only_what_was_set(self, plain: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Without these two at their defaults: they came later, and no key of an older recipe should change."""
+        later = {name: field.default for name, field in Rows.model_fields.items()}
+        return {name: value for name, value in plain(self).items() if name not in later or value != later[name]}
+
+
+class TextSource(Rows):
     """Somebody's own text: a local file or folder, or a hub data set id."""
 
     path: Source
@@ -94,7 +110,7 @@ class TextSource(Part):
     """Read at most so many documents of this source."""
 
 
-class ProblemSource(Part):
+class ProblemSource(Rows):
     """Problems with worked answers in GSM8K's form: `question` and `answer`, the answer's last line `#### N`."""
 
     path: Source
@@ -131,6 +147,83 @@ class TextIdentity(Identity):
         if not self.text and not self.problems:
             raise ValueError("text and problems are both empty: name at least one source")
         return self
+
+
+class Judged(Identity):
+    """Which documents a step looks at; the others pass."""
+
+    sources: tuple[str, ...] | None = None
+    """Only documents with these `source` labels; default: all. Problems and equations share their templates, so give
+    the labels of the prose where a corpus has both."""
+    language: str | None = None
+    """Words by datatrove's tokenizer for this language code, such as `en` (spaCy) or `de`; its package must be
+    installed. Default: rules that need no package and no download (corpus/datatrove/words.py)."""
+
+
+class Classifier(Part):
+    """A sequence-classification model of transformers that scores each document, as FineWeb-Edu's does."""
+
+    model: Source | None = None
+    """Folder or hub id; default: the step's input `classifier`."""
+    revision: str | None = None
+    """Hub: commit of `model`."""
+    threshold: float
+    """Documents with a lower score are removed."""
+    label: str | int | None = None
+    """Whose probability is the score, for a model with several labels; a model with one label gives its output."""
+
+
+FINEWEB_FILTERS: tuple[dict[str, Any], ...] = (
+    {"type": "GopherRepetitionFilter"},
+    {"type": "GopherQualityFilter"},
+    {"type": "C4QualityFilter", "filter_no_terminal_punct": False},
+    {"type": "FineWebQualityFilter"},
+)
+"""The quality filters of FineWeb in its order (Penedo et al. 2024, arXiv:2406.17557, section 3)."""
+
+
+class FilterIdentity(Judged):
+    """Quality filters, one after the other."""
+
+    filters: tuple[dict[str, Any], ...] = FINEWEB_FILTERS
+    """Each a class of datatrove (`type`) with its own options."""
+    classifier: Classifier | None = None
+    """Judges what the filters keep; the score stays with the document."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.filters and self.classifier is None:
+            raise ValueError("filters and classifier are both empty: name at least one filter")
+        return self
+
+
+class DedupIdentity(Judged):
+    """Duplicates; of each group the first document stays, held-out ones coming before train."""
+
+    exact: bool = True
+    """Equal texts; also finds those too short for an n-gram."""
+    minhash: dict[str, Any] | None = Field(default_factory=dict)
+    """datatrove's MinhashConfig: n_grams (5), num_buckets (14), hashes_per_bucket (8), seed, norm_config, hash_config;
+    two documents are duplicates with probability 1 - (1 - s^8)^14 where a share s of their 5-grams is common. null:
+    exact duplicates alone."""
+
+    @model_validator(mode="after")
+    def _something(self) -> Self:
+        if not self.exact and self.minhash is None:
+            raise ValueError("exact is false and minhash null: turn one of them on")
+        return self
+
+
+class DecontaminateIdentity(Judged):
+    """Train documents that share an n-gram with what will be evaluated on."""
+
+    n_grams: int = Field(default=13, ge=2)
+    """Words in a row, as in GPT-3's decontamination (Brown et al. 2020, arXiv:2005.14165, appendix C)."""
+    norm_config: dict[str, Any] = Field(default_factory=lambda: {"norm_numbers": False})
+    """datatrove's TextNormConfig. Its own default reads every number as 0, by which all word problems of one wording
+    would be the same."""
+    texts: tuple[Literal["problems", "prose"], ...] = ("problems", "prose")
+    """Of each corpus to compare with: the test problems with their solutions, the validation documents."""
 
 
 class TokenizerIdentity(Identity):
@@ -175,8 +268,25 @@ class CorpusExecution(Execution):
     """Nothing to choose: these stages run on one CPU process."""
 
 
+class PipelineExecution(Execution):
+    """How datatrove's pipelines run. `device` is where a classifier runs."""
+
+    executor: Literal["local", "slurm", "ray"] = "local"
+    tasks: int | None = Field(default=None, ge=1)
+    """Ranges into which the documents are cut; default: one a core, and none under 2,000 documents."""
+    workers: int | None = Field(default=None, ge=1)
+    """Tasks at a time; default: locally one a core, elsewhere all."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Further arguments of datatrove's executor; Slurm's needs `time` and `partition`."""
+    poll_seconds: float = Field(default=10, gt=0)
+    """Slurm: time between two looks at the tasks."""
+
+
 class TokensExecution(Execution):
     """How the work is cut up."""
 
     batch_documents: int = Field(default=1_024, ge=1)
     """Documents tokenised at a time; memory grows with it, the result does not change."""
+    workers: int = Field(default=1, ge=1)
+    """Processes, each with its share of the cores. A tenth of the work is outside the library's threads, so a single
+    process cannot use much more than ten cores."""

@@ -5,6 +5,10 @@ from __future__ import annotations
 from acorn.stage import Stage
 from corpus.config import (
     CorpusExecution,
+    DecontaminateIdentity,
+    DedupIdentity,
+    FilterIdentity,
+    PipelineExecution,
     ProblemsIdentity,
     TextIdentity,
     TokenizerIdentity,
@@ -32,6 +36,43 @@ TEXT = Stage(
     run="corpus.text:run",
 )
 
+FILTER = Stage(
+    name="filter",
+    package="corpus",
+    version=1,
+    identity=FilterIdentity,
+    execution=PipelineExecution,
+    inputs={"corpus": "corpus", "classifier?": "model"},
+    output="corpus",
+    run="corpus.filter:run",
+    check="corpus.check:check_filter",
+)
+
+DEDUP = Stage(
+    name="dedup",
+    package="corpus",
+    version=1,
+    identity=DedupIdentity,
+    execution=PipelineExecution,
+    inputs={"corpus": "corpus"},
+    output="corpus",
+    run="corpus.dedup:run",
+    check="corpus.check:check_dedup",
+)
+
+DECONTAMINATE = Stage(
+    name="decontaminate",
+    package="corpus",
+    version=1,
+    identity=DecontaminateIdentity,
+    execution=PipelineExecution,
+    inputs={"corpus": "corpus", "against": "corpus"},
+    more="corpus",
+    output="corpus",
+    run="corpus.decontaminate:run",
+    check="corpus.check:check_decontaminate",
+)
+
 TOKENIZER = Stage(
     name="tokenizer",
     package="corpus",
@@ -55,4 +96,4 @@ TOKENS = Stage(
     run="corpus.tokens:run",
 )
 
-STAGES: tuple[Stage, ...] = (PROBLEMS, TEXT, TOKENIZER, TOKENS)
+STAGES: tuple[Stage, ...] = (PROBLEMS, TEXT, FILTER, DEDUP, DECONTAMINATE, TOKENIZER, TOKENS)

@@ -50,22 +50,24 @@ def run(job: Job) -> dict[str, float]:
     with CorpusWriter(job.out) as writer:
         notes: Counter[str] = Counter()
         if config.problems:
-            _write_problems(config, writer, job.out / "rejected.jsonl", notes)
+            _write_problems(config, writer, job, notes)
         for text_source in config.text:
-            _write_documents(text_source, config, writer, notes)
+            _write_documents(text_source, config, writer, job, notes)
         rejected = notes.total() - notes["blank_documents"] - notes["empty_files"]
         writer.notes["left_out"] = {reason: notes[reason] for reason in sorted(notes)}
         _refuse_gaps(config, writer)
     return writer.metrics() | {"corpus/rejected": float(rejected)}
 
 
-def _write_documents(source: TextSource, config: TextIdentity, writer: CorpusWriter, notes: Counter[str]) -> None:
+def _write_documents(
+    source: TextSource, config: TextIdentity, writer: CorpusWriter, job: Job, notes: Counter[str]
+) -> None:
     own_validation = is_hub(source.path, source.format) and source.validation_split
     fraction = 0.0 if own_validation else config.validation_fraction
-    for text in tqdm(text_documents(source, source.split, notes), desc=source.label, mininterval=1):
+    for text in tqdm(text_documents(source, source.split, notes, job.scratch), desc=source.label, mininterval=1):
         writer.document(part_of(text, fraction), text, source.label)
     if own_validation:
-        for text in text_documents(source, own_validation, notes):
+        for text in text_documents(source, own_validation, notes, job.scratch):
             writer.document("validation", text, source.label)
 
 
@@ -78,15 +80,13 @@ def _hash(text: str) -> int:
     return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
-def _write_problems(config: TextIdentity, writer: CorpusWriter, rejected: Path, notes: Counter[str]) -> None:
+def _write_problems(config: TextIdentity, writer: CorpusWriter, job: Job, notes: Counter[str]) -> None:
     seen: set[int] = set()
-    with rejected.open("w", encoding="utf-8") as file:
+    with (job.out / "rejected.jsonl").open("w", encoding="utf-8") as file:
         for part in ("test", "train"):  # test first: a question that is in both stays a test question
             for source in config.problems:
-                rows = tqdm(
-                    _part_rows(source, part, config.test_fraction), desc=f"{source.label} {part}", mininterval=1
-                )
-                for index, question, solution in rows:
+                rows = _part_rows(source, part, config.test_fraction, notes, job.scratch)
+                for index, question, solution in tqdm(rows, desc=f"{source.label} {part}", mininterval=1):
                     row = _problem(f"{source.label}-{part}-{index:06d}", question, solution, seen)
                     if isinstance(row, Rejected):
                         file.write(to_line(row._asdict()))
@@ -98,13 +98,16 @@ def _write_problems(config: TextIdentity, writer: CorpusWriter, rejected: Path, 
                         writer.document(part_of(text, config.validation_fraction), text, source.label)
 
 
-def _part_rows(source: ProblemSource, part: str, fraction: float) -> Iterator[tuple[int, str, str]]:
+def _part_rows(
+    source: ProblemSource, part: str, fraction: float, notes: Counter[str], kept: Path
+) -> Iterator[tuple[int, str, str]]:
     """Rows (position in the source, question, worked answer) of one part of a problem source."""
     own_test = source.test_split if is_hub(source.path, source.format) else source.test_path
     if own_test and part == "test":
-        rows = problem_rows(source, source.test_path or source.path, source.test_split or source.split)
-    else:
-        rows = problem_rows(source, source.path, source.split)
+        path, split = source.test_path or source.path, source.test_split or source.split
+        rows = problem_rows(source, path, split, notes, kept)
+    else:  # read twice where there is no test part; what is bad counts once
+        rows = problem_rows(source, source.path, source.split, notes if part == "train" else Counter(), kept)
     for index, (question, solution) in enumerate(rows):
         held_out = _hash(" ".join(question.split())) < fraction * 2**64
         if own_test or held_out == (part == "test"):

@@ -4,6 +4,9 @@ Two passes, so that memory does not grow with the corpus: documents are tokenise
 then copied in the shuffled order (24 bytes of memory a document, disk for the tokens twice). Text is text: a
 `<|im_end|>` that stands in a document is encoded as characters, never as the special token.
 
+One process keeps all cores busy in `tokenizers`, whose threads do nine tenths of the work; reading and packing are the
+rest. With many cores that tenth holds the others up: `workers` processes then take a range of the documents each.
+
 Not datatrove's `DocumentTokenizer` (it starts in 1.5 s, so not for that): it closes documents with an end token where
 ours are opened by `bos`, reads special tokens out of the text, and changes to wide ids at another vocabulary size.
 benchmarks/tokenise.py measures both.
@@ -12,8 +15,10 @@ benchmarks/tokenise.py measures both.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from itertools import islice
+import os
+from collections.abc import Iterator, Sequence
+from itertools import islice, pairwise
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,9 +27,11 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from acorn.launch import kill_when_parent_dies
 from acorn.stage import Job
 from corpus.config import TokensIdentity
-from corpus.reading import texts
+from corpus.reading import numbered_rows, texts
+from corpus.sifting import document_counts
 
 _LARGE = 65_536
 """From so many entries on, ids take four bytes."""
@@ -41,6 +48,17 @@ class Written(NamedTuple):
     """UTF-8 bytes of the texts, which bits per byte are counted by."""
 
 
+class Work(NamedTuple):
+    """What a worker process needs to know."""
+
+    corpus: Path
+    tokenizer: Path
+    start: int
+    """Id of the token that opens documents."""
+    dtype: np.dtype
+    batch: int
+
+
 def run(job: Job) -> dict[str, float]:
     """Write a `tokens` artifact: `train.bin`, `validation.bin`, `meta.json`. Returns the counts.
 
@@ -52,14 +70,15 @@ def run(job: Job) -> dict[str, float]:
     start = opening_id(tokenizer, job.inputs["tokenizer"], config.document_token)
     size = vocabulary_size(tokenizer)
     dtype = np.dtype("<u4" if size >= _LARGE else "<u2")
-    scratch = job.scratch / "ordered.bin"
-    batch = job.execution.batch_documents
-    train = tokenise(texts(job.inputs["corpus"], "train"), tokenizer, start, dtype, scratch, batch)
+    work = Work(job.inputs["corpus"], job.inputs["tokenizer"], start, dtype, job.execution.batch_documents)
+    pieces = tokenise_in_pieces(work, job.scratch, job.execution.workers)
+    train = Written(np.concatenate([piece.lengths for _, piece in pieces]), sum(piece.bytes for _, piece in pieces))
     refuse_too_little(train, config.minimum_tokens)
-    shuffle(scratch, train.lengths, dtype, config.seed, job.out / "train.bin")
-    scratch.unlink()
+    shuffle(pieces, dtype, config.seed, job.out / "train.bin")
+    for path, _ in pieces:
+        path.unlink()
     held_out = texts(job.inputs["corpus"], "validation")
-    validation = tokenise(held_out, tokenizer, start, dtype, job.out / "validation.bin", batch)
+    validation = tokenise(held_out, tokenizer, start, dtype, job.out / "validation.bin", work.batch)
     meta = {
         "dtype": dtype.name,
         "vocab_size": size,
@@ -123,6 +142,33 @@ def tokenise(
     return Written(np.concatenate(lengths) if lengths else np.zeros(0, np.int64), size)
 
 
+def tokenise_in_pieces(work: Work, folder: Path, workers: int) -> list[tuple[Path, Written]]:
+    """Tokenise the train documents; gives the files in the order of their documents, and what is in each."""
+    if workers == 1:
+        path = folder / "ordered.bin"
+        documents = texts(work.corpus, "train")
+        return [(path, tokenise(documents, load_tokenizer(work.tokenizer), work.start, work.dtype, path, work.batch))]
+    total = document_counts(work.corpus)["train"]
+    bounds = [total * number // workers for number in range(workers + 1)]
+    ranges = [(first, end) for first, end in pairwise(bounds) if first < end] or [(0, 0)]
+    jobs = [(work, folder / f"ordered-{first}.bin", first, end) for first, end in ranges]
+    context = get_context("fork")  # nothing has used the tokenizer's threads yet, and numpy is imported already
+    with context.Pool(workers, _alone, (os.getpid(), workers)) as pool:
+        written = pool.starmap(_tokenise_range, jobs, chunksize=1)
+    return [(path, piece) for (_, path, *_), piece in zip(jobs, written, strict=True)]
+
+
+def _alone(parent: int, workers: int) -> None:
+    """Make a worker end with its parent, and share the cores with its siblings."""
+    kill_when_parent_dies(parent)
+    os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+
+
+def _tokenise_range(work: Work, path: Path, first: int, end: int) -> Written:
+    documents = (row["text"] for _, row in numbered_rows(work.corpus, "train", first, end))
+    return tokenise(documents, load_tokenizer(work.tokenizer), work.start, work.dtype, path, work.batch)
+
+
 def refuse_too_little(train: Written, minimum: int) -> None:
     """Raise ValueError for a corpus that training could not start from."""
     if not len(train.lengths):
@@ -131,13 +177,15 @@ def refuse_too_little(train: Written, minimum: int) -> None:
         raise ValueError(f"the corpus has {tokens} train tokens, minimum_tokens wants {minimum}: give more documents")
 
 
-def shuffle(source: Path, lengths: NDArray[np.int64], dtype: np.dtype, seed: int, path: Path) -> None:
-    """Copy the documents of `source` in an order that follows from `seed` alone."""
-    tokens = np.memmap(source, dtype=dtype, mode="r")
-    ends = np.cumsum(lengths)
+def shuffle(pieces: Sequence[tuple[Path, Written]], dtype: np.dtype, seed: int, path: Path) -> None:
+    """Copy the documents of all pieces in an order that follows from `seed` alone."""
+    tokens = [np.memmap(piece, dtype=dtype, mode="r") for piece, _ in pieces]
+    lengths = np.concatenate([written.lengths for _, written in pieces])
+    ends = np.concatenate([np.cumsum(written.lengths) for _, written in pieces])
+    owner = np.repeat(np.arange(len(pieces), dtype=np.uint16), [len(written.lengths) for _, written in pieces])
     order = np.random.default_rng(seed).permutation(len(lengths))
     with path.open("wb") as file:
         for first in tqdm(range(0, len(order), _COPIED_AT_ONCE), desc="shuffling", mininterval=1):
             chosen = order[first : first + _COPIED_AT_ONCE]
-            spans = zip(ends[chosen] - lengths[chosen], ends[chosen], strict=True)
-            file.write(np.concatenate([tokens[begin:end] for begin, end in spans]).tobytes())
+            spans = zip(owner[chosen], ends[chosen] - lengths[chosen], ends[chosen], strict=True)
+            file.write(np.concatenate([tokens[piece][begin:end] for piece, begin, end in spans]).tobytes())

@@ -44,12 +44,16 @@ class CorpusWriter:
         """Further figures for `stats.json`."""
 
     def document(self, part: Part, text: str, source: str) -> None:
+        self.row(part, {"text": text, "source": source})
+
+    def row(self, part: Part, row: Mapping[str, Any]) -> None:
+        """A document with whatever stands beside its `text` and `source`."""
         count = self.documents[part].total()
         if count % SHARD_DOCUMENTS == 0:
             self._open_shard(part, count // SHARD_DOCUMENTS)
-        self._files[part].write(to_line({"text": text, "source": source}))
-        self.documents[part][source] += 1
-        self.characters[part][source] += len(text)
+        self._files[part].write(to_line(row))
+        self.documents[part][row["source"]] += 1
+        self.characters[part][row["source"]] += len(row["text"])
 
     def problem(self, part: ProblemPart, row: WordProblem) -> None:
         if part not in self._problem_files:

@@ -55,7 +55,21 @@ def _entries(job: Job) -> int:
                 f"inputs.{role} was made with another tokenizer ({made_with}) than inputs.tokenizer "
                 f"({job.digests['tokenizer']}): name the tokenizer step that made it, or make it anew"
             )
+    refuse_other_vocabulary(size, job.inputs["tokenizer"])
     return size
+
+
+def refuse_other_vocabulary(size: int, tokenizer: Path) -> None:
+    """Raises ValueError if the tokenizer has not the `size` entries of the token files: ids would mean other words."""
+    from tokenizers import Tokenizer
+
+    loaded = Tokenizer.from_file(str(tokenizer / "tokenizer.json"))
+    entries = 1 + max(loaded.get_vocab(with_added_tokens=True).values())
+    if entries != size:
+        raise ValueError(
+            f"the token files were made for a vocabulary of {size}, but the input `tokenizer` has {entries} "
+            "entries: give the tokenizer that the step `tokens` had"
+        )
 
 
 def _tokenizer_of(tokens: Path) -> str | None:

@@ -15,6 +15,7 @@ from acorn.stages import PACKAGES, stages
 ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {
     "nanotron": {"pretrain/nanotron.py", "pretrain/arguments.py", "pretrain/check.py", "pretrain/compat"},
+    "datatrove": {"corpus/datatrove", "corpus/check.py"},
     "distilabel": {"synth/distilabel.py", "synth/check.py", "synth/teacher.py"},
     "trl": {"posttrain/trl.py", "posttrain/check.py"},
     "lighteval": {"eval/lighteval.py", "eval/model.py", "eval/tasks.py", "eval/check.py"},

@@ -1,11 +1,15 @@
 import gzip
 import json
+import tracemalloc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from acorn.problems import first_wrong_step, is_correct
+from corpus.config import TextIdentity, TextSource
+from corpus.datasets import stream
 from corpus.stage import TEXT
 from tests.jobs import make_job, run_here
 
@@ -129,7 +133,12 @@ def test_a_sources_own_test_part_is_used_and_keeps_its_questions_out_of_train(tm
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.txt", "fine\ncaf\u00e9".encode("latin-1"), r"a\.txt: not UTF-8 soon after line \d.*iconv"),
+        ("a.txt", "fine\ncaf\u00e9".encode("latin-1"), r"a\.txt:2: not UTF-8.*iconv"),
+        (
+            "a.jsonl",
+            b'{"text": "\\ud83c half"}\n',
+            r"a\.jsonl:1: column 'text' holds half of a surrogate pair.*bad_rows: skip",
+        ),
         ("a.jsonl", b'{"text": "fine"}\n{"text": \n', r"a\.jsonl:2: not JSON"),
         ("a.jsonl", b'{"txt": "fine"}\n', r"a\.jsonl:1: no column 'text', only 'txt'.*text_field"),
         ("a.jsonl", b'{"text": 5}\n', r"a\.jsonl:1: column 'text' holds int"),
@@ -145,6 +154,79 @@ def test_a_damaged_file_is_refused_by_name_line_and_remedy(
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         make(tmp_path, text=[{"path": str(tmp_path / name)}], validation_fraction=0)
+
+
+def test_bad_rows_are_left_out_and_counted_where_the_source_says_so(tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    data.mkdir()
+    (data / "a.txt").write_bytes(b"fine\ncaf\xe9\nstill fine\n")
+    lines = [
+        b'{"text": "good"}',
+        b'{"text": ',
+        b"[1]",
+        b'{"txt": "x"}',
+        b'{"text": 5}',
+        b'{"text": "\\ud83c"}',
+        b'{"text": "\xff"}',
+    ]
+    (data / "b.jsonl").write_bytes(b"\n".join(lines))
+    pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    broken = pyarrow.array([b"one", b"\xff", b"two"]).view(pyarrow.string())
+    parquet.write_table(pyarrow.table({"text": broken}), data / "c.parquet")
+    out = make(tmp_path, text=[{"path": str(data), "bad_rows": "skip"}], validation_fraction=0)
+    assert train_texts(out) == ["fine\nstill fine", "good", "one", "two"]
+    left_out = json.loads((out / "stats.json").read_text())["left_out"]
+    assert left_out == {"no_column": 1, "not_json": 2, "not_text": 1, "not_utf8": 4}
+    problems = {"path": str(data / "b.jsonl"), "bad_rows": "skip", "question_field": "text", "answer_field": "text"}
+    out = make(tmp_path / "b", problems=[problems], validation_fraction=0)
+    assert json.loads((out / "stats.json").read_text())["left_out"]["not_json"] == 2  # though the file is read twice
+    with pytest.raises(ValueError, match=r"c\.parquet:2: not UTF-8"):
+        make(tmp_path / "c", text=[{"path": str(data / "c.parquet")}])
+
+
+@pytest.mark.parametrize("ending", ["txt", "jsonl", "txt.gz", "parquet"])
+def test_a_line_longer_than_the_largest_row_is_never_held_in_memory(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"a.{ending}"
+    row = b'{"text": "%s"}\n' if ending == "jsonl" else b"%s\n"
+    if ending == "parquet":
+        pyarrow, parquet = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        parquet.write_table(pyarrow.table({"text": ["first", "x" * 2_001, "last"]}), path)
+    else:
+        with gzip.open(path, "wb", 1) if ending.endswith("gz") else path.open("wb") as file:
+            file.write(row % b"first" + row % (b"x" * 20_000_000) + row % b"last")
+    source = {"path": str(path), "largest_row": 2_000}
+    with pytest.raises(ValueError, match=rf"a\.{ending}:2: .*(more than 2,000|holds 2,001) bytes.*largest_row"):
+        make(tmp_path / "a", text=[source], validation_fraction=0)
+    tracemalloc.start()
+    out = make(tmp_path / "b", text=[source | {"bad_rows": "skip"}], validation_fraction=0)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert train_texts(out) == (["first\nlast"] if "txt" in ending else ["first", "last"])
+    assert json.loads((out / "stats.json").read_text())["left_out"] == {"too_long": 1}
+    assert peak < 10_000_000
+    exact = make(tmp_path / "c", text=[source | {"largest_row": 20_000_016}], validation_fraction=0)
+    assert "x" * 2_001 in (exact / "train" / "00000.jsonl").read_text()
+
+
+def test_a_recipe_that_says_nothing_about_bad_rows_keeps_its_key(tmp_path: Path) -> None:
+    plain = TextIdentity.model_validate({"license": "MIT", "text": [{"path": "owner/set"}]})
+    said = TextIdentity.model_validate({"license": "MIT", "text": [{"path": "owner/set", "bad_rows": "skip"}]})
+    assert set(plain.model_dump(mode="json")["text"][0]) == set(TextSource.model_fields) - {"bad_rows", "largest_row"}
+    assert said.model_dump(mode="json")["text"][0]["bad_rows"] == "skip"
+    assert TextIdentity.model_validate(said.model_dump(mode="json")) == said
+
+
+def test_a_killed_read_of_a_hub_data_set_goes_on_behind_the_last_whole_batch(tmp_path: Path) -> None:
+    data, kept = tmp_path / "set", tmp_path / "kept"
+    write_rows(data / "train.jsonl", [{"text": f"old {number:02d}", "other": 1} for number in range(25)])
+    read_again = partial(stream, str(data), None, "train", None, ["text"], kept, 10)
+    killed = read_again()
+    assert [next(killed)["text"] for _ in range(13)] == [f"old {number:02d}" for number in range(13)]
+    write_rows(data / "train.jsonl", [{"text": f"new {number:02d}", "other": 1} for number in range(25)])
+    seen = [row["text"] for row in read_again()]
+    assert seen == [f"{'old' if number < 20 else 'new'} {number:02d}" for number in range(25)]
+    write_rows(data / "train.jsonl", [{"text": "newest", "other": 1}])
+    assert [row["text"] for row in read_again()] == seen, "what was read to its end is not read again"
 
 
 def test_sources_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:

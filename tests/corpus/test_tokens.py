@@ -56,14 +56,15 @@ def test_meta_counts_what_is_in_the_files(tiny_corpus: Path, tiny_tokenizer: Pat
         assert meta[f"{part}_bytes"] == sum(len(text.encode()) for text in written(tiny_corpus, part))
 
 
-def test_the_batch_size_changes_nothing_and_the_seed_only_the_order(
+def test_batch_size_and_workers_change_nothing_and_the_seed_only_the_order(
     tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     first = make(tmp_path / "a", tiny_corpus, tiny_tokenizer)
     second = make(tmp_path / "b", tiny_corpus, tiny_tokenizer, execution={"batch_documents": 7})
+    workers = make(tmp_path / "d", tiny_corpus, tiny_tokenizer, execution={"workers": 3})
     other = make(tmp_path / "c", tiny_corpus, tiny_tokenizer, {"seed": 1})
     for name in ("train.bin", "validation.bin", "meta.json"):
-        assert (first / name).read_bytes() == (second / name).read_bytes()
+        assert (first / name).read_bytes() == (second / name).read_bytes() == (workers / name).read_bytes()
     assert (first / "train.bin").read_bytes() != (other / "train.bin").read_bytes()
     assert (first / "meta.json").read_bytes() == (other / "meta.json").read_bytes()
 
@@ -91,8 +92,10 @@ def test_a_large_vocabulary_takes_four_bytes(tiny_corpus: Path, tiny_tokenizer: 
 def test_a_corpus_or_tokenizer_that_cannot_be_used_is_refused(
     tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(ValueError, match="no train documents"):
-        make(tmp_path / "a", write_corpus(tmp_path / "empty", []), tiny_tokenizer)
+    for workers in (1, 2):
+        with pytest.raises(ValueError, match="no train documents"):
+            empty = write_corpus(tmp_path / f"empty-{workers}", [])
+            make(tmp_path / f"a-{workers}", empty, tiny_tokenizer, execution={"workers": workers})
     with pytest.raises(ValueError, match="minimum_tokens"):
         make(tmp_path / "b", tiny_corpus, tiny_tokenizer, {"minimum_tokens": 10_000_000})
     with pytest.raises(ValueError, match="not in the tokenizer's vocabulary"):

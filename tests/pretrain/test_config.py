@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -112,6 +114,15 @@ def test_validation_counts_every_token_but_the_first_once(toy_tokens: Path) -> N
 def test_too_little_text_is_refused(toy_tokens: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"5,000 tokens, fewer than one sequence of 6000"):
         train(job_in(tmp_path, toy_tokens, tiny_tokenizer, {"sequence_length": 6000}))
+
+
+def test_token_files_of_another_vocabulary_are_refused(toy_tokens: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:
+    other = tmp_path / "tokens"
+    shutil.copytree(toy_tokens, other)
+    meta = json.loads((other / "meta.json").read_text())
+    (other / "meta.json").write_text(json.dumps(meta | {"vocab_size": 4_096}))
+    with pytest.raises(ValueError, match=r"vocabulary of 4096, but the input `tokenizer` has 512"):
+        train(job_in(tmp_path / "run", other, tiny_tokenizer))
 
 
 def test_planning_imports_no_heavy_library() -> None:
