@@ -91,6 +91,9 @@ def _importing(target: argparse.ArgumentParser) -> None:
 def _recipe(target: argparse.ArgumentParser, handler: str, optional: bool = False) -> None:
     target.add_argument("recipe", help="a recipe file (YAML)", nargs="?" if optional else None)
     target.add_argument("--set", dest="overrides", metavar="STEP.FIELD=VALUE", action="append", default=[])
+    for name, of in (("depth", "layers"), ("flops", "compute")):
+        text = f"size of a pretrain step, derived from its {of}"
+        target.add_argument(f"--{name}", metavar="[STEP=]N", action="append", default=[], help=text)
     target.set_defaults(handler=handler)
 
 

@@ -65,7 +65,11 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 def plan(options: Namespace) -> int:
     registry = Registry(options.home)
     recipe = load_checked(options, registry)
-    Console().print(tables.plan(recipe, make_plan(recipe, registry)))
+    out = Console()
+    out.print(tables.plan(recipe, make_plan(recipe, registry)))
+    for step in recipe.steps.values():
+        if step.identity.derived:
+            out.print(tables.derived(step.name, step.identity.derived))
     return 0
 
 
@@ -141,7 +145,7 @@ def report(options: Namespace) -> int:
     from acorn.report import write_report
 
     registry = Registry(options.home)
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = load(options)
     path = write_report(recipe, registry, Path(options.output or f"{recipe.name}-report.html"))
     Console().print(f"wrote {path}", soft_wrap=True)
     return 0
@@ -191,9 +195,15 @@ def _verify(registry: Registry, names: list[str], out: Console) -> int:
     return 1 if damages else 0
 
 
+def load(options: Namespace) -> Recipe:
+    """The recipe as the command's `--depth`, `--flops` and `--set` have it."""
+    dials = [(name, text) for name in ("depth", "flops") for text in getattr(options, name, [])]
+    return load_recipe(options.recipe, options.overrides, dials)
+
+
 def load_checked(options: Namespace, registry: Registry) -> Recipe:
     """The recipe, with its libraries' opinion; RecipeError carries all faults of both kinds."""
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = load(options)
     faults: list[Fault] = library_faults(recipe, registry.home)
     if faults:
         raise RecipeError(faults)

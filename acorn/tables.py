@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from acorn.plan import PlanRow
     from acorn.recipe import Fault, Recipe
     from acorn.run import StepEvent
+    from acorn.stage import Derived
 
 STATUS_STYLE = {"hit": "green", "stale": "yellow", "missing": "cyan", "waits": "dim"}
 
@@ -28,6 +29,19 @@ def plan(recipe: Recipe, rows: Sequence[PlanRow]) -> RenderableType:
         f"{sum(r.status == s for r in rows)} {s}" for s in STATUS_STYLE if any(r.status == s for r in rows)
     )
     return Group(table, Text(counts))
+
+
+def derived(step: str, fields: Sequence[Derived]) -> RenderableType:
+    """What a step's dial filled in, and by which rule."""
+    table = Table(title=f"{step}: derived by its dial", title_justify="left")
+    for column in ("field", "value", "why"):
+        table.add_column(column, overflow="fold")
+    before = ""
+    for one in fields:
+        why = "as above" if one.why == before else one.why
+        table.add_row(one.field, f"{one.value:,}" if isinstance(one.value, int) else str(one.value), why)
+        before = one.why
+    return table
 
 
 def faults(found: Sequence[Fault]) -> RenderableType:
