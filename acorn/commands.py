@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -148,6 +149,28 @@ def report(options: Namespace) -> int:
     recipe = load(options)
     path = write_report(recipe, registry, Path(options.output or f"{recipe.name}-report.html"))
     Console().print(f"wrote {path}", soft_wrap=True)
+    return 0
+
+
+def scale(options: Namespace) -> int:
+    from acorn.report.page import write_page
+    from acorn.report.scaling import render
+    from acorn.scale import depths_of, make_series, run_series
+
+    registry = Registry(options.home)
+    depths = depths_of(options.depths)
+    series = make_series(options.recipe, options.overrides, options.step, depths, options.target)
+    page = Path(options.output or f"{series.recipe.name}-scaling.html")
+    data = page.with_suffix(".json")
+    out = Console()
+
+    def report(figures: dict[str, Any]) -> None:
+        write_page(json.dumps(figures, indent=1) + "\n", data)
+        write_page(render(figures), page)
+        out.print(tables.scaling(figures))
+
+    run_series(series, registry, tell, report)
+    out.print(f"wrote {page} and {data}", soft_wrap=True)
     return 0
 
 

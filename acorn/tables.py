@@ -89,6 +89,31 @@ def artifacts(manifests: Sequence[Any], refs: Mapping[str, str]) -> RenderableTy
     return table
 
 
+def scaling(figures: Mapping[str, Any]) -> RenderableType:
+    """The fitted sizes, the prediction, and the measured point once there is one."""
+    law, following, measured = figures["law"], figures["next"], figures["measured"]
+    title = f"loss = {law['floor']:.4g} + {law['scale']:.4g} (C / {law['unit']:.3g})^-{law['exponent']:.3g}"
+    table = Table(title=title, title_justify="left")
+    for column in ("size", "width", "parameters", "tokens", "FLOPs", "loss", "law", "error"):
+        table.add_column(column, justify="left" if column == "size" else "right")
+    for one in figures["sizes"]:
+        table.add_row(*_sized(one), f"{one['loss'] * (1 + one['residual']):.4f}", f"{100 * one['residual']:+.2f} %")
+    if measured:
+        table.add_row(*_sized(measured), f"{following['loss']:.4f}", f"{100 * measured['error']:+.2f} %", style="bold")
+    else:
+        blank = ("", "", f"{following['compute']:.3g}", "")
+        table.add_row(f"d{following['depth']}", f"{following['width']:,}", *blank, f"{following['loss']:.4f}", "")
+    span = f"{following['low']:.4f} to {following['high']:.4f}"
+    return Group(
+        table, Text(f"d{following['depth']} predicted: {following['loss']:.4f} ({span} with one size left out)")
+    )
+
+
+def _sized(one: Mapping[str, Any]) -> tuple[str, ...]:
+    whole = (f"{one[name]:,}" for name in ("width", "parameters", "tokens"))
+    return (f"d{one['depth']}", *whole, f"{one['flops']:.3g}", f"{one['loss']:.4f}")
+
+
 def pairs(title: str, rows: Mapping[str, str]) -> RenderableType:
     table = Table(title=title, title_justify="left", show_header=False)
     for name, value in rows.items():

@@ -138,12 +138,12 @@ def depth_for(dial: Dial, sequence_length: int) -> int:
 
 def optimal_batch(compute: float) -> float:
     """Tokens per step: DeepSeek LLM (arXiv:2401.02954), section 3.1."""
-    return 0.2920 * compute**0.3271  # type: ignore[no-any-return]
+    return 0.2920 * math.pow(compute, 0.3271)
 
 
 def optimal_learning_rate(compute: float) -> float:
     """Peak learning rate at that batch: DeepSeek LLM (arXiv:2401.02954), section 3.1."""
-    return 0.3118 * compute**-0.1250  # type: ignore[no-any-return]
+    return 0.3118 * math.pow(compute, -0.1250)
 
 
 def _budget(depth: int, dial: Dial, sequence_length: int) -> float:
@@ -198,9 +198,9 @@ def _tokens(sheet: _Sheet, dial: Dial, weights: int, per_token: int) -> float:
 
 def _batch(sheet: _Sheet, compute: float, length: int) -> int:
     best = optimal_batch(compute)
-    sequences = 2 ** max(0, round(math.log2(best / length)))
+    sequences = 1 << max(0, round(math.log2(best / length)))
     why = f"0.2920 C^0.3271 = {best:,.0f} tokens at C = {compute:.3g} (DeepSeek LLM, arXiv:2401.02954); power of two"
-    return sheet.settle("global_batch_size", sequences, why)
+    return int(sheet.settle("global_batch_size", sequences, why))
 
 
 def _steps(sheet: _Sheet, dial: Dial, tokens: float, per_step: int) -> int:
