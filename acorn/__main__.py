@@ -57,6 +57,10 @@ def parser() -> argparse.ArgumentParser:
 
     _scaling(commands.add_parser("scale", help="train small sizes, predict the next one, train it and compare"))
 
+    _slurm(
+        commands.add_parser("slurm", help="a recipe's steps as Slurm jobs: sbatch files and a script to submit them")
+    )
+
     _artifacts(commands.add_parser("artifacts", help="look into the registry, move and remove artifacts"))
     doctor = commands.add_parser("doctor", help="what this machine can do")
     doctor.set_defaults(handler="doctor")
@@ -96,6 +100,16 @@ def _scaling(target: argparse.ArgumentParser) -> None:
     target.add_argument("--depths", metavar="N,N,...", help="sizes to fit (default: the four below the next)")
     target.add_argument("--next", dest="target", type=int, metavar="N", help="depth to predict (default: the recipe's)")
     target.add_argument("--output", default=None, metavar="FILE", help="default: <recipe name>-scaling.html, and .json")
+
+
+def _slurm(target: argparse.ArgumentParser) -> None:
+    _recipe(target, "slurm")
+    target.add_argument("--step", metavar="NAME", action="append", help="this step (repeatable; default: all)")
+    target.add_argument("--nodes", type=int, metavar="N", help="for launched steps (default: their execution.nodes)")
+    target.add_argument("--gpus", type=int, metavar="N", help="per node (default: execution.processes)")
+    more = "one more option of sbatch, as --sbatch=--partition=gpu (repeatable)"
+    target.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help=more)
+    target.add_argument("--out", metavar="FOLDER", help="default: slurm/<recipe name>")
 
 
 def _recipe(target: argparse.ArgumentParser, handler: str, optional: bool = False, dial: bool = True) -> None:

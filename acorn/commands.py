@@ -174,6 +174,21 @@ def scale(options: Namespace) -> int:
     return 0
 
 
+def slurm(options: Namespace) -> int:
+    from acorn.slurm import Wishes, write_jobs
+
+    recipe = load(options)
+    asked = [_step(recipe, name) for name in options.step or []]
+    names = [name for name in recipe.steps if not asked or name in asked]
+    given = [("set", options.overrides), *((name, getattr(options, name)) for name in ("depth", "flops"))]
+    repeated = [word for name, values in given for value in values for word in (f"--{name}", value)]
+    wishes = Wishes(options.nodes, options.gpus, options.sbatch, repeated)
+    *jobs, submit = write_jobs(recipe, names, wishes, Path(options.out or f"slurm/{recipe.name}"))
+    out = Console()
+    out.print(f"wrote {', '.join(path.name for path in jobs)} and {submit}; submit them with {submit}", soft_wrap=True)
+    return 0
+
+
 def doctor(options: Namespace) -> int:
     from acorn.doctor import examine
 

@@ -1,8 +1,8 @@
 """`acorn slurm`: a recipe's steps as sbatch files, one job a step, and a script that submits them in order.
 
-A job runs the same `acorn run RECIPE --only STEP` as a person would, one task a node; the step's own launcher starts the
-processes of a node. It may be preempted, requeued and killed at any moment: the same command goes on from the step's
-checkpoints. Two minutes before its time limit it stops the step itself and asks to be queued again.
+A job runs the same `acorn run RECIPE --only STEP` as a person would, one task a node; the step's own launcher starts
+the processes of a node. It may be preempted, requeued and killed at any moment: the same command goes on from the
+step's checkpoints. Two minutes before its time limit it stops the step itself and asks to be queued again.
 """
 
 from __future__ import annotations
@@ -136,12 +136,16 @@ def _command(recipe: Recipe, step: Step, nodes: int, wishes: Wishes) -> list[str
 
 
 _STOPPING = (
-    "# The time limit is near, or the job is preempted: let the step save what it has, then queue again.",
     "stop() {",
     "    trap '' TERM",
-    '    scancel --signal=TERM "$SLURM_JOB_ID"  # the step, not this script',
-    '    wait "$step"',
-    '    [ "$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")" = RUNNING ] && scontrol requeue "$SLURM_JOB_ID"',
+    '    state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")',
+    '    if [ "$state" = RUNNING ]; then  # the time limit is near: stop the step and queue again',
+    '        scancel --signal=TERM "$SLURM_JOB_ID"  # its steps, not this script',
+    '        wait "$step"',
+    '        scontrol requeue "$SLURM_JOB_ID"',
+    "    else  # preempted, requeued or cancelled: Slurm itself stops the step, and knows what comes next",
+    '        wait "$step"',
+    "    fi",
     "    exit 143",
     "}",
     "trap stop TERM",

@@ -12,8 +12,10 @@ import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+import psutil
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "sbatch", "srun", "scontrol", "squeue", "scancel")
 CONFIG = """
@@ -75,11 +77,24 @@ def one_node_slurm(folder: Path) -> Iterator[dict[str, str]]:
         _await_node(folder, environ)
         yield environ
     finally:
-        subprocess.run(["scancel", "--user=root", "--signal=KILL"], env=environ, timeout=30, check=False)
-        for daemon in reversed(daemons):
-            daemon.terminate()
-        for daemon in daemons:
-            daemon.wait(30)
+        _stop(daemons, environ)
+
+
+def _stop(daemons: list[subprocess.Popen[bytes]], environ: dict[str, str]) -> None:
+    """End the jobs, the daemons, and the job managers that slurmd has set apart from itself."""
+    subprocess.run(["scancel", "--user=root"], env=environ, timeout=30, check=False)
+    for daemon in reversed(daemons):
+        daemon.terminate()
+    for daemon in reversed(daemons):
+        try:
+            daemon.wait(10)
+        except subprocess.TimeoutExpired:
+            daemon.kill()
+            daemon.wait()
+    for process in psutil.process_iter():
+        with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if process.environ().get("SLURM_CONF") == environ["SLURM_CONF"]:
+                process.kill()
 
 
 def _configure(folder: Path) -> None:
