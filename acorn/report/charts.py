@@ -30,7 +30,7 @@ class Series:
     intervals: Sequence[tuple[float, float, float]] = ()
     """`(x, low, high)`, drawn as whiskers."""
     tags: Sequence[str] = ()
-    """A word for each point. The points are then drawn alone, without a curve."""
+    """A word above each point. The points are then drawn alone, without a curve."""
     drawn: bool = False
     """Whether it is a function, which is drawn as it is, without marks or smoothing."""
     hollow: bool = False
@@ -217,7 +217,8 @@ def _end_labels(series: Sequence[Series], x: Scale, y: Scale, show: Callable[[fl
     ends = []
     for one in series:
         points = smoothed(one.points) if len(one.points) >= SMOOTH_FROM and not one.drawn else one.points
-        ends.append((f"{one.name} {show(points[-1][1])}", one.colour, y(points[-1][1])))
+        single = not one.drawn and len(one.tags) < 2
+        ends.append((f"{one.name} {show(points[-1][1])}" if single else one.name, one.colour, y(points[-1][1])))
     return _labels(ends)
 
 

@@ -28,6 +28,10 @@ from acorn.report.page import mark, page
 Figures = Mapping[str, Any]
 UNITS = ((1e18, "EFLOP"), (1e15, "PFLOP"), (1e12, "TFLOP"), (1e9, "GFLOP"))
 CURVE_POINTS = 60
+NO_FLOOR = 1e-3
+"""A floor below this share of the lowest loss is none."""
+BEYOND = 1.6
+"""How far the law is drawn past the size that it predicts."""
 
 
 def render(figures: Figures) -> str:
@@ -51,14 +55,23 @@ def chart(figures: Figures) -> Html:
     sizes = figures["sizes"]
     x = following["compute"] / unit
     low, high = sizes[0]["flops"], following["compute"]
-    steps = [low * (high / low) ** (at / CURVE_POINTS) for at in range(CURVE_POINTS + 1)]
+    steps = [low * (BEYOND * high / low) ** (at / CURVE_POINTS) for at in range(CURVE_POINTS + 1)]
     lines = [Series("law", [(c / unit, law(c)) for c in steps], 0, dashed=True, drawn=True)]
     dots = [(one["flops"] / unit, one["loss"]) for one in sizes]
     lines.append(Series("fitted", dots, 1, tags=[f"d{one['depth']}" for one in sizes]))
     whisker = [(x, following["low"], following["high"])]
-    lines.append(Series("predicted", [(x, following["loss"])], 2, intervals=whisker, tags=[""], hollow=True))
+    lines.append(
+        Series(
+            "predicted",
+            [(x, following["loss"])],
+            2,
+            intervals=whisker,
+            tags=[f"d{following['depth']}"],
+            hollow=True,
+        )
+    )
     if measured := figures["measured"]:
-        lines.append(Series("measured", [(x, measured["loss"])], 3, tags=[f"d{measured['depth']}"]))
+        lines.append(Series("measured", [(x, measured["loss"])], 3, tags=[""]))
     caption = "Validation loss, nats per token. Whisker: predictions with one fitted size left out."
     drawn = line_chart(lines, f"compute, {name}", log=True, log_x=True)
     return tag("figure", tag("figcaption", tag("b", "Loss over compute"), tag("span", caption)), drawn, class_="wide")
@@ -83,9 +96,11 @@ def _sentence(figures: Figures) -> Html:
 
 def _law(figures: Figures) -> str:
     law = figures["law"]
+    least = min(one["loss"] for one in figures["sizes"])
+    floor = f"{law['floor']:.4g} + " if law["floor"] > NO_FLOOR * least else ""
     worst = max(abs(one["residual"]) for one in figures["sizes"])
     return (
-        f"loss = {law['floor']:.4g} + {law['scale']:.4g} x (C / {flops(law['unit'])}FLOP)^-{law['exponent']:.3g}, "
+        f"loss = {floor}{law['scale']:.4g} x (C / {flops(law['unit'])}FLOP)^-{law['exponent']:.3g}, "
         f"fitted to {len(figures['sizes'])} sizes (Huber loss on the log of the loss, Hoffmann et al. 2022, "
         f"approach 3). Largest residual: {percent(worst, 2)}."
     )
