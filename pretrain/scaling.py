@@ -204,15 +204,16 @@ def _batch(sheet: _Sheet, compute: float, length: int) -> int:
 
 
 def _steps(sheet: _Sheet, dial: Dial, tokens: float, per_step: int) -> int:
-    """Steps of the run; `tokens` given by the recipe stays as it is."""
+    """Steps of the run. A budget that the recipe gives stays as it is, however small."""
     steps = math.ceil(tokens / per_step)
+    if sheet.given("tokens") is not None or sheet.given("steps") is not None:
+        return steps
     if steps < LEAST_STEPS:
         raise ValueError(
             f"{tokens:,.0f} tokens are {steps} steps of {per_step:,}, too few to train (at least {LEAST_STEPS}): raise "
             f"the depth or tokens_per_parameter ({dial.tokens_per_parameter:g}), or lower sequence_length"
         )
-    if sheet.given("tokens") is None:
-        sheet.settle("steps", steps, f"{steps * per_step:,} tokens: {sheet.why_steps}")
+    sheet.settle("steps", steps, f"{steps * per_step:,} tokens: {sheet.why_steps}")
     return steps
 
 

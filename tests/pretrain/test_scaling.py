@@ -103,6 +103,12 @@ def test_what_the_recipe_gives_wins_and_the_rest_follows_from_it() -> None:
     )
 
 
+def test_a_budget_that_is_given_stays_however_small() -> None:
+    config = turned(steps=10, global_batch_size=2)
+    assert config.steps == 10 and config.learning_rate_scheduler["lr_warmup_steps"] == 1
+    assert config.learning_rate_scheduler["lr_decay_starting_step"] == 8
+
+
 def test_the_key_has_what_was_derived_and_not_the_dial() -> None:
     config = turned()
     plain = config.model_dump(mode="json")
@@ -143,7 +149,10 @@ def test_nanotron_takes_what_the_dial_derives() -> None:
         ({"depth": 2, "tokens_per_parameter": 0}, {}, r"tokens_per_parameter is 0"),
         ({"depth": 2, "dept": 2}, {}, r"dial.dept"),
         (SMALL, {"steps": 100}, r"steps is 100 .* give tokens instead of steps"),
-        (SMALL, {"tokens": 1000}, r"1,000 tokens are \d+ steps .* raise the depth or tokens_per_parameter"),
+        (
+            {"depth": 1, "aspect_ratio": 16, "head_dim": 16, "tokens_per_parameter": 0.1}, {},
+            r"tokens are \d+ steps .* raise the depth or tokens_per_parameter \(0.1\)",
+        ),
         (SMALL, {"global_batch_size": "many"}, r"global_batch_size is 'many'"),
         (SMALL, {"model": {"hidden_size": -1}}, r"model.hidden_size is -1"),
         (SMALL, {"model": {"num_hidden_layers": 3}}, r"num_hidden_layers is 3 and the dial's depth 4: leave"),
