@@ -55,6 +55,12 @@ def parser() -> argparse.ArgumentParser:
     _recipe(report, "report")
     report.add_argument("--output", default=None, metavar="FILE", help="default: <recipe name>-report.html")
 
+    _scaling(commands.add_parser("scale", help="train small sizes, predict the next one, train it and compare"))
+
+    _slurm(
+        commands.add_parser("slurm", help="a recipe's steps as Slurm jobs: sbatch files and a script to submit them")
+    )
+
     _artifacts(commands.add_parser("artifacts", help="look into the registry, move and remove artifacts"))
     doctor = commands.add_parser("doctor", help="what this machine can do")
     doctor.set_defaults(handler="doctor")
@@ -88,10 +94,33 @@ def _importing(target: argparse.ArgumentParser) -> None:
     one.add_argument("--out", metavar="FILE", help="the recipe's file (default: standard output)")
 
 
-def _recipe(target: argparse.ArgumentParser, handler: str, optional: bool = False) -> None:
+def _scaling(target: argparse.ArgumentParser) -> None:
+    _recipe(target, "scale", dial=False)
+    target.add_argument("--step", metavar="NAME", help="the pretrain step, where there are several")
+    target.add_argument("--depths", metavar="N,N,...", help="sizes to fit (default: the four below the next)")
+    target.add_argument("--next", dest="target", type=int, metavar="N", help="depth to predict (default: the recipe's)")
+    target.add_argument("--output", default=None, metavar="FILE", help="default: <recipe name>-scaling.html, and .json")
+
+
+def _slurm(target: argparse.ArgumentParser) -> None:
+    _recipe(target, "slurm")
+    target.add_argument("--step", metavar="NAME", action="append", help="this step (repeatable; default: all)")
+    target.add_argument("--nodes", type=int, metavar="N", help="for launched steps (default: their execution.nodes)")
+    target.add_argument("--gpus", type=int, metavar="N", help="per node (default: execution.processes)")
+    more = "one more option of sbatch, as --sbatch=--partition=gpu (repeatable)"
+    target.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help=more)
+    target.add_argument("--out", metavar="FOLDER", help="default: slurm/<recipe name>")
+
+
+def _recipe(target: argparse.ArgumentParser, handler: str, optional: bool = False, dial: bool = True) -> None:
     target.add_argument("recipe", help="a recipe file (YAML)", nargs="?" if optional else None)
     target.add_argument("--set", dest="overrides", metavar="STEP.FIELD=VALUE", action="append", default=[])
     target.set_defaults(handler=handler)
+    if not dial:
+        return
+    for name, of in (("depth", "layers"), ("flops", "compute")):
+        text = f"size of a pretrain step, derived from its {of}"
+        target.add_argument(f"--{name}", metavar="[STEP=]N", action="append", default=[], help=text)
 
 
 def _artifacts(target: argparse.ArgumentParser) -> None:

@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -65,7 +66,11 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 def plan(options: Namespace) -> int:
     registry = Registry(options.home)
     recipe = load_checked(options, registry)
-    Console().print(tables.plan(recipe, make_plan(recipe, registry)))
+    out = Console()
+    out.print(tables.plan(recipe, make_plan(recipe, registry)))
+    for step in recipe.steps.values():
+        if step.identity.derived:
+            out.print(tables.derived(step.name, step.identity.derived))
     return 0
 
 
@@ -141,9 +146,46 @@ def report(options: Namespace) -> int:
     from acorn.report import write_report
 
     registry = Registry(options.home)
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = load(options)
     path = write_report(recipe, registry, Path(options.output or f"{recipe.name}-report.html"))
     Console().print(f"wrote {path}", soft_wrap=True)
+    return 0
+
+
+def scale(options: Namespace) -> int:
+    from acorn.report.page import write_page
+    from acorn.report.scaling import render
+    from acorn.scale import depths_of, make_series, run_series
+
+    registry = Registry(options.home)
+    depths = depths_of(options.depths)
+    series = make_series(options.recipe, options.overrides, options.step, depths, options.target)
+    page = Path(options.output or f"{series.recipe.name}-scaling.html")
+    data = page.with_suffix(".json")
+    out = Console()
+
+    def report(figures: dict[str, Any]) -> None:
+        write_page(json.dumps(figures, indent=1) + "\n", data)
+        write_page(render(figures), page)
+        out.print(tables.scaling(figures))
+
+    run_series(series, registry, tell, report)
+    out.print(f"wrote {page} and {data}", soft_wrap=True)
+    return 0
+
+
+def slurm(options: Namespace) -> int:
+    from acorn.slurm import Wishes, write_jobs
+
+    recipe = load(options)
+    asked = [_step(recipe, name) for name in options.step or []]
+    names = [name for name in recipe.steps if not asked or name in asked]
+    given = [("set", options.overrides), *((name, getattr(options, name)) for name in ("depth", "flops"))]
+    repeated = [word for name, values in given for value in values for word in (f"--{name}", value)]
+    wishes = Wishes(options.nodes, options.gpus, options.sbatch, repeated)
+    *jobs, submit = write_jobs(recipe, names, wishes, Path(options.out or f"slurm/{recipe.name}"))
+    out = Console()
+    out.print(f"wrote {', '.join(path.name for path in jobs)} and {submit}; submit them with {submit}", soft_wrap=True)
     return 0
 
 
@@ -191,9 +233,15 @@ def _verify(registry: Registry, names: list[str], out: Console) -> int:
     return 1 if damages else 0
 
 
+def load(options: Namespace) -> Recipe:
+    """The recipe as the command's `--depth`, `--flops` and `--set` have it."""
+    dials = [(name, text) for name in ("depth", "flops") for text in getattr(options, name, [])]
+    return load_recipe(options.recipe, options.overrides, dials)
+
+
 def load_checked(options: Namespace, registry: Registry) -> Recipe:
     """The recipe, with its libraries' opinion; RecipeError carries all faults of both kinds."""
-    recipe = load_recipe(options.recipe, options.overrides)
+    recipe = load(options)
     faults: list[Fault] = library_faults(recipe, registry.home)
     if faults:
         raise RecipeError(faults)

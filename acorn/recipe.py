@@ -16,6 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 from yaml import YAMLError
 
+from acorn.dial import CannotTurn, turn_dials
 from acorn.positions import MalformedYaml, Positions, load_yaml, parse_yaml
 from acorn.stage import Execution, Identity, Stage
 from acorn.stages import stages
@@ -81,8 +82,8 @@ class Recipe:
         return self.positions.where(tuple(path))
 
 
-def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
-    """Read `path`, what it extends, and `--set` overrides.
+def load_recipe(path: str | Path, overrides: Iterable[str] = (), dials: Iterable[tuple[str, str]] = ()) -> Recipe:
+    """Read `path`, what it extends, `--depth` and `--flops` (`acorn.dial`), and `--set` overrides.
 
     Raises RecipeError with every fault: unknown keys, wrong types, missing inputs, wrong kinds, cycles.
     """
@@ -91,6 +92,10 @@ def load_recipe(path: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     except MalformedYaml as error:
         raise RecipeError([Fault(error.where, "(file)", str(error))]) from error
     faults: list[Fault] = []
+    try:
+        turn_dials(data, positions, dials)
+    except CannotTurn as error:
+        faults.append(Fault("--depth, --flops", "dial", str(error)))
     for override in overrides:
         _apply_override(data, positions, override, faults)
     recipe = _Checker(Path(path), data, positions, faults).recipe()
@@ -325,6 +330,8 @@ def _explain(model: type[BaseModel], item: Any) -> str:
         return f"unknown field{nearest(str(item['loc'][-1]), _fields_at(model, item['loc'][:-1]))}"
     if item["type"] == "missing":
         return "required, and missing"
+    if item["type"] == "value_error":  # of a config's own validator, which names the values itself
+        return str(item["msg"]).removeprefix("Value error, ")
     shown = repr(item["input"])
     return f"{item['msg']} (got {shown if len(shown) < 80 else shown[:77] + '...'})"
 

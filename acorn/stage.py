@@ -12,18 +12,36 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, PrivateAttr, model_validator
 
 if TYPE_CHECKING:
     from acorn.tracking import Tracker
+
+
+@dataclass(frozen=True)
+class Derived:
+    """A field that nobody gave: `field` is its dotted path inside the config, `why` the rule and its source."""
+
+    field: str
+    value: Any
+    why: str
 
 
 class Identity(BaseModel):
     """Fields that change the result; all of them enter the artifact's key. Seeds belong here."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+    dial_derives: ClassVar[tuple[str, ...]] = ()
+    """Dotted fields that the config's `dial` derives, if it has one."""
+    _derived: tuple[Derived, ...] = PrivateAttr(default=())
+
+    @property
+    def derived(self) -> tuple[Derived, ...]:
+        """What the config's `dial` filled in, for `acorn plan` to tell."""
+        return self._derived
 
 
 class Execution(BaseModel):

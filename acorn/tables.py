@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from acorn.plan import PlanRow
     from acorn.recipe import Fault, Recipe
     from acorn.run import StepEvent
+    from acorn.stage import Derived
 
 STATUS_STYLE = {"hit": "green", "stale": "yellow", "missing": "cyan", "waits": "dim"}
 
@@ -28,6 +29,19 @@ def plan(recipe: Recipe, rows: Sequence[PlanRow]) -> RenderableType:
         f"{sum(r.status == s for r in rows)} {s}" for s in STATUS_STYLE if any(r.status == s for r in rows)
     )
     return Group(table, Text(counts))
+
+
+def derived(step: str, fields: Sequence[Derived]) -> RenderableType:
+    """What a step's dial filled in, and by which rule."""
+    table = Table(title=f"{step}: derived by its dial", title_justify="left")
+    for column in ("field", "value", "why"):
+        table.add_column(column, overflow="fold")
+    before = ""
+    for one in fields:
+        why = "as above" if one.why == before else one.why
+        table.add_row(one.field, f"{one.value:,}" if isinstance(one.value, int) else str(one.value), why)
+        before = one.why
+    return table
 
 
 def faults(found: Sequence[Fault]) -> RenderableType:
@@ -73,6 +87,31 @@ def artifacts(manifests: Sequence[Any], refs: Mapping[str, str]) -> RenderableTy
             "\n".join(names.get(manifest.key, [])),
         )
     return table
+
+
+def scaling(figures: Mapping[str, Any]) -> RenderableType:
+    """The fitted sizes, the prediction, and the measured point once there is one."""
+    law, following, measured = figures["law"], figures["next"], figures["measured"]
+    title = f"loss = {law['floor']:.4g} + {law['scale']:.4g} (C / {law['unit']:.3g})^-{law['exponent']:.3g}"
+    table = Table(title=title, title_justify="left")
+    for column in ("size", "width", "parameters", "tokens", "FLOPs", "loss", "law", "error"):
+        table.add_column(column, justify="left" if column == "size" else "right")
+    for one in figures["sizes"]:
+        table.add_row(*_sized(one), f"{one['loss'] * (1 + one['residual']):.4f}", f"{100 * one['residual']:+.2f} %")
+    if measured:
+        table.add_row(*_sized(measured), f"{following['loss']:.4f}", f"{100 * measured['error']:+.2f} %", style="bold")
+    else:
+        blank = ("", "", f"{following['compute']:.3g}", "")
+        table.add_row(f"d{following['depth']}", f"{following['width']:,}", *blank, f"{following['loss']:.4f}", "")
+    span = f"{following['low']:.4f} to {following['high']:.4f}"
+    return Group(
+        table, Text(f"d{following['depth']} predicted: {following['loss']:.4f} ({span} with one size left out)")
+    )
+
+
+def _sized(one: Mapping[str, Any]) -> tuple[str, ...]:
+    whole = (f"{one[name]:,}" for name in ("width", "parameters", "tokens"))
+    return (f"d{one['depth']}", *whole, f"{one['flops']:.3g}", f"{one['loss']:.4f}")
 
 
 def pairs(title: str, rows: Mapping[str, str]) -> RenderableType:

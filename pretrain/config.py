@@ -8,11 +8,12 @@ another field or from an input, and is refused inside the dict.
 from __future__ import annotations
 
 import math
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ModelWrapValidatorHandler, field_validator, model_validator
 
 from acorn.stage import Execution, Identity, Launched, Source
+from pretrain.scaling import DERIVES, Dial, turn
 
 TOKENS = "tokens"
 """Role of the token set that is always there: its validation.bin gives the validation loss."""
@@ -68,6 +69,20 @@ class PretrainConfig(Identity):
     """Standard deviation of the initial weights; projections back to the residual get init_std / sqrt(2 * layers)."""
     seed: int = 42
     """Of the initial weights and of the order of the data."""
+    dial: Dial | None = Field(default=None, exclude=True)
+    """Derives what is not given (`pretrain.scaling`). Enters the key as what it derived, never itself."""
+
+    dial_derives: ClassVar[tuple[str, ...]] = DERIVES
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _turn_the_dial(cls, data: Any, handler: ModelWrapValidatorHandler[PretrainConfig]) -> PretrainConfig:
+        if not isinstance(data, dict) or data.get("dial") is None:
+            return handler(data)
+        filled, derived = turn(data)
+        config = handler(filled)
+        config._derived = derived
+        return config
 
     @model_validator(mode="after")
     def _one_budget(self) -> PretrainConfig:

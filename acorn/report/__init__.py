@@ -7,9 +7,6 @@ models wrote is untrusted: it is escaped (`markup`), and the policy lets no othe
 
 from __future__ import annotations
 
-import base64
-import hashlib
-from importlib.resources import files
 from pathlib import Path
 
 from acorn.recipe import Recipe
@@ -20,7 +17,8 @@ from acorn.report.evaluation import Results, read_results, role_legend, scores
 from acorn.report.exports import exports
 from acorn.report.headline import headline
 from acorn.report.ledger import ledger
-from acorn.report.markup import Html, join, tag, trusted
+from acorn.report.markup import Html, join, tag
+from acorn.report.page import mark, page, write_page
 from acorn.report.read import Run, read_run
 from acorn.report.records import records
 from acorn.report.samples import samples
@@ -40,17 +38,11 @@ def write_report(recipe: Recipe, registry: Registry, path: Path) -> Path:
     Steps that are not built are shown as such. Raises RegistryError if an artifact is damaged, ValueError naming a
     file in one that is malformed.
     """
-    page = render(read_run(recipe, registry))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.tmp")
-    aside.write_text(page, encoding="utf-8")
-    aside.replace(path)
-    return path
+    return write_page(render(read_run(recipe, registry)), path)
 
 
 def render(run: Run) -> str:
     """The page's text."""
-    style, script = _resource("report.css"), _resource("report.js")
     results = read_results(run)
     sections = [
         _section("chain", "How it was made", _CHAIN_LEAD, chain(run)),
@@ -65,21 +57,7 @@ def render(run: Run) -> str:
     ]  # fmt: skip
     shown = [section for section in sections if section is not None]
     main = tag("main", headline(run, results[0] if results else None), *(html for *_, html in shown))
-    tip = tag("div", id="tip", hidden=True)
-    body = tag("body", _navigation(shown), main, _foot(run), tip, tag("script", trusted(script)))
-    return f"<!doctype html>\n{tag('html', _head(run, style, script), body, lang='en')}\n"
-
-
-def _head(run: Run, style: str, script: str) -> Html:
-    return tag(
-        "head",
-        tag("meta", charset="utf-8"),
-        tag("meta", http_equiv="Content-Security-Policy", content=_policy(style, script)),
-        tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
-        tag("meta", name="color-scheme", content="light dark"),
-        tag("title", f"{run.recipe.name}: acorn run report"),
-        tag("style", trusted(style)),
-    )
+    return page(f"{run.recipe.name}: acorn run report", _navigation(shown), main, _foot(run))
 
 
 def _answers(run: Run, results: list[Results]) -> Html | None:
@@ -97,8 +75,8 @@ def _section(name: str, title: str, lead: Html | str, content: Html | None) -> t
 
 
 def _navigation(sections: list[tuple[str, str, Html]]) -> Html:
-    mark = tag("a", trusted(_resource("mark.html")), "acorn", href="#", class_="mark")
-    return tag("nav", mark, *(tag("a", name, href=f"#{name}") for name, *_ in sections))
+    home = tag("a", mark(), "acorn", href="#", class_="mark")
+    return tag("nav", home, *(tag("a", name, href=f"#{name}") for name, *_ in sections))
 
 
 def _origin(run: Run) -> Html:
@@ -109,16 +87,3 @@ def _origin(run: Run) -> Html:
 def _foot(run: Run) -> Html:
     newest = max((made.artifact.manifest.created for made in run.built() if made.artifact), default="")
     return tag("footer", f"{run.recipe.name}, drawn by acorn report. Newest artifact: {newest or 'none'}.")
-
-
-def _policy(style: str, script: str) -> str:
-    """Nothing from anywhere; only this style and this script, named by their hashes (CSP level 2)."""
-    return f"default-src 'none'; style-src '{_sha256(style)}'; script-src '{_sha256(script)}'"
-
-
-def _sha256(text: str) -> str:
-    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
-
-
-def _resource(name: str) -> str:
-    return (files("acorn.report") / name).read_text(encoding="utf-8")

@@ -29,6 +29,11 @@ class Series:
     dashed: bool = False
     intervals: Sequence[tuple[float, float, float]] = ()
     """`(x, low, high)`, drawn as whiskers."""
+    tags: Sequence[str] = ()
+    """A word above each point. The points are then drawn alone, without a curve."""
+    drawn: bool = False
+    """Whether it is a function, which is drawn as it is, without marks or smoothing."""
+    hollow: bool = False
 
 
 def line_chart(
@@ -169,6 +174,11 @@ def _thousands(value: float) -> str:
 
 
 def _curve(series: Series, x: Scale, y: Scale) -> Html:
+    if series.tags:
+        return _marks(series, x, y)
+    if series.drawn:
+        kind = f"curve c{series.colour}{' dashed' if series.dashed else ''}"
+        return _polyline(series.points, x, y, kind, series.name)
     many = len(series.points) >= SMOOTH_FROM
     dashed = " dashed" if series.dashed else ""
     raw = _polyline(thinned(series.points), x, y, f"curve c{series.colour}{' raw' if many else dashed}", series.name)
@@ -176,11 +186,24 @@ def _curve(series: Series, x: Scale, y: Scale) -> Html:
         line = _polyline(thinned(smoothed(series.points), 400), x, y, f"curve c{series.colour}{dashed}")
         return join([raw, line])
     dots = (tag("circle", class_=f"dot c{series.colour}", cx=x(px), cy=y(py), r=2.2) for px, py in series.points)
-    whiskers = (
+    return join([raw, *_whiskers(series, x, y), *dots])
+
+
+def _whiskers(series: Series, x: Scale, y: Scale) -> list[Html]:
+    return [
         tag("line", class_=f"whisker fine c{series.colour}", x1=x(px), x2=x(px), y1=y(low), y2=y(high))
         for px, low, high in series.intervals
-    )
-    return join([raw, *whiskers, *dots])
+    ]
+
+
+def _marks(series: Series, x: Scale, y: Scale) -> Html:
+    """Points with a word above each, and nothing between them."""
+    parts = [_polyline(series.points, x, y, "curve hidden", series.name), *_whiskers(series, x, y)]
+    kind = f"{'ring' if series.hollow else 'dot'} c{series.colour}"
+    for (px, py), word in zip(series.points, series.tags, strict=True):
+        parts.append(tag("circle", class_=kind, cx=x(px), cy=y(py), r=3.6))
+        parts.append(tag("text", word, class_="tick", x=x(px), y=y(py) - 9, text_anchor="middle"))
+    return join(parts)
 
 
 def _polyline(points: Sequence[Point], x: Scale, y: Scale, kind: str, name: str | None = None) -> Html:
@@ -193,8 +216,9 @@ def _polyline(points: Sequence[Point], x: Scale, y: Scale, kind: str, name: str 
 def _end_labels(series: Sequence[Series], x: Scale, y: Scale, show: Callable[[float], str]) -> Html:
     ends = []
     for one in series:
-        points = smoothed(one.points) if len(one.points) >= SMOOTH_FROM else one.points
-        ends.append((f"{one.name} {show(points[-1][1])}", one.colour, y(points[-1][1])))
+        points = smoothed(one.points) if len(one.points) >= SMOOTH_FROM and not one.drawn else one.points
+        single = not one.drawn and len(one.tags) < 2
+        ends.append((f"{one.name} {show(points[-1][1])}" if single else one.name, one.colour, y(points[-1][1])))
     return _labels(ends)
 
 
