@@ -17,7 +17,7 @@ from rich.markup import escape
 
 from acorn import tables
 from acorn.check import library_faults
-from acorn.launch import StepFailed
+from acorn.launch import StepFailed, Terminated
 from acorn.plan import plan as make_plan
 from acorn.recipe import Fault, Recipe, RecipeError, load_recipe, nearest
 from acorn.resolve import MissingInput
@@ -25,10 +25,6 @@ from acorn.run import StepEvent, run_recipe
 from registry import Registry, RegistryError
 
 console = Console(stderr=True, highlight=False)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C: children first, then a word on how to go on."""
 
 
 def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:

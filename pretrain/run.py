@@ -21,6 +21,7 @@ from pretrain.config import PretrainConfig, PretrainExecution
 from pretrain.convert import convert
 from pretrain.data import TokenFile, read_meta
 from pretrain.estimate import estimate
+from pretrain.stopping import StopRequest
 
 if TYPE_CHECKING:
     from acorn.tracking import Tracker
@@ -32,7 +33,7 @@ def run(job: Job) -> dict[str, float]:
     """Train to the end and leave a Hugging Face model in `job.out`.
 
     Raises ValueError for counts that do not divide, a changed topology on resume or too little text, and
-    FloatingPointError when loss or gradients stop being finite.
+    FloatingPointError when loss or gradients stop being finite, and Stopped after SIGTERM.
     """
     config: PretrainConfig = job.config
     execution: PretrainExecution = job.execution
@@ -79,17 +80,19 @@ def _train(
     resume = None if start is None else start.folder
     arguments = nanotron_config(config, job.execution, split, vocab_size, checkpoints.aside, resume)
     quieten()
-    work = Run(
-        config=config,
-        execution=job.execution,
-        train=TokenFile.open(tokens, "train", config.sequence_length),
-        validation=TokenFile.open(tokens, "validation", config.sequence_length),
-        validation_bytes=read_meta(tokens)["validation_bytes"],
-        checkpoints=checkpoints,
-        tracker=tracker,
-        device=device,
-    )
-    Trainer(arguments, work, job.scratch / f"nanotron-rank{job.rank}.yaml").fit()
+    with StopRequest() as stop:
+        work = Run(
+            config=config,
+            execution=job.execution,
+            train=TokenFile.open(tokens, "train", config.sequence_length),
+            validation=TokenFile.open(tokens, "validation", config.sequence_length),
+            validation_bytes=read_meta(tokens)["validation_bytes"],
+            checkpoints=checkpoints,
+            tracker=tracker,
+            device=device,
+            stop=stop,
+        )
+        Trainer(arguments, work, job.scratch / f"nanotron-rank{job.rank}.yaml").fit()
 
 
 def refuse_uneven_shards(config: PretrainConfig, split: Split, vocab_size: int) -> None:
