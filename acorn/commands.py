@@ -17,6 +17,8 @@ from rich.markup import escape
 
 from acorn import tables
 from acorn.check import library_faults
+from acorn.costs import ASSUMED_MFU, costs
+from acorn.devices import parse as parse_device
 from acorn.launch import StepFailed, Terminated
 from acorn.plan import plan as make_plan
 from acorn.recipe import Fault, Recipe, RecipeError, load_recipe, nearest
@@ -59,9 +61,19 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 def plan(options: Namespace) -> int:
+    try:
+        device = parse_device(options.device) if options.device else None
+    except ValueError as error:
+        raise StepFailed(f"--device: {error}") from None
+    if options.mfu is not None and not 0 < options.mfu <= 1:
+        raise StepFailed(f"--mfu {options.mfu}: it is a share of the device's best, above 0 and at most 1")
     registry = Registry(options.home)
     recipe = load_checked(options, registry)
-    Console().print(tables.plan(recipe, make_plan(recipe, registry)))
+    rows = make_plan(recipe, registry)
+    out = Console()
+    out.print(tables.plan(recipe, rows))
+    if found := costs(recipe, registry, rows, device, options.mfu or ASSUMED_MFU):
+        out.print(tables.costs(found, options.device, options.mfu or ASSUMED_MFU))
     return 0
 
 

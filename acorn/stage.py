@@ -91,6 +91,9 @@ class Stage:
     """Kind of further inputs, under roles of the recipe's choosing (an evaluation's models)."""
     check: str | None = None
     """`check(identity, execution) -> list[Problem]`: asks the stage's library about what is passed through to it."""
+    cost: str | None = None
+    """`cost(identity, execution, processes, inputs, made_by) -> dict`, for `acorn.costs`: `parameters`, `tokens`,
+    `flops` of the whole step, `memory_bytes` of a process, `dtype`, maybe a `note`. It must not import torch."""
     launcher: Literal["python", "torchrun", "accelerate"] = "python"
     imports_torch: bool = False
     """Or transformers: several steps of a run share the 10 s that it takes (`acorn.forkserver`)."""

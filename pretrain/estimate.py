@@ -116,8 +116,8 @@ def _activations(
 
     A layer keeps, of H elements each, the inputs and outputs of its two norms, queries, attention's output and the
     input of its projection; keys and values; and of the inner width gate, up, silu(gate) and their product. Tensor
-    parallelism shards all but the norms' own. Of the logits there are the product, its float32 copy, the loss's
-    exponentials and the gradient.
+    parallelism shards all but the norms' own. Each micro-batch in flight keeps the loss's exponentials, in float32; the
+    one at work also has its logits, their float32 copy and the gradient.
     """
     item = 2 if identity.dtype == "bfloat16" else 4
     tokens = split.micro_batch_size * identity.sequence_length
@@ -125,8 +125,8 @@ def _activations(
     layer = item * (4 * llama.width + sharded // split.tp)
     kept = item * llama.width * layers if execution.recompute else layer * layers
     working = layer if execution.recompute else 0
-    logits = (3 * 4 + item) * llama.vocabulary // split.tp if last else 0
-    return tokens * (flight * kept + working + logits)
+    logits, at_work = (4 * llama.vocabulary // split.tp, (8 + item) * llama.vocabulary // split.tp) if last else (0, 0)
+    return tokens * (flight * (kept + logits) + working + at_work)
 
 
 def cost(

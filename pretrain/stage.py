@@ -17,6 +17,7 @@ STAGES: tuple[Stage, ...] = (
         run="pretrain.run:run",
         imports_torch=True,
         check="pretrain.check:check_pretrain",
+        cost="pretrain.estimate:cost",
         launcher="torchrun",
     ),
     Stage(
