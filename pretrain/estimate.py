@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pretrain.arguments import Split, optimizer_section, split_batch
+from pretrain.arguments import Split, optimizer_section, pipeline_engine, split_batch
 from pretrain.config import PretrainConfig, PretrainExecution
 
 
@@ -83,16 +83,13 @@ def _stage_bytes(identity: PretrainConfig, execution: PretrainExecution, split: 
     first, last = pp == 0, pp == split.pp - 1
     tables = 1 if first and last and llama.tied else int(first) + int(last)
     weights = (layers * llama.per_layer + tables * llama.embedding) // split.tp + 2 * layers * llama.width
-    flight = (
-        split.pp - pp if execution.parallelism.get("pp_engine", "1f1b" if split.pp == 1 else "afab") == "1f1b" else 0
-    )
-    in_flight = min(flight or split.accumulation, split.accumulation)
-    return weights * _bytes_per_weight(identity, execution, split) + _activations(
-        identity, execution, split, llama, layers, in_flight, last
-    )
+    engine = {**pipeline_engine(split), **execution.parallelism}.get("pp_engine", "afab")
+    in_flight = min(split.pp - pp, split.accumulation) if engine == "1f1b" else split.accumulation
+    states = int(weights * _bytes_per_weight(identity, execution, split))
+    return states + _activations(identity, execution, split, llama, layers, in_flight, last)
 
 
-def _bytes_per_weight(identity: PretrainConfig, execution: PretrainExecution, split: Split) -> int:
+def _bytes_per_weight(identity: PretrainConfig, execution: PretrainExecution, split: Split) -> float:
     """Weight, gradient, its copy in DDP's buckets, and the optimizer's share: AdamW's two moments and, in bfloat16 with
     float32 accumulation, the float32 weight."""
     item = 2 if identity.dtype == "bfloat16" else 4
@@ -100,7 +97,7 @@ def _bytes_per_weight(identity: PretrainConfig, execution: PretrainExecution, sp
     sharded = split.dp if execution.zero_stage else 1
     ddp = split.dp > 1 and not (in_fp32 and execution.zero_stage)
     optimizer = 12 if in_fp32 else 2 * item
-    return item + (item + 4 if in_fp32 else item) + (item if ddp else 0) + -(-optimizer // sharded)
+    return item + (item + 4 if in_fp32 else item) + (item if ddp else 0) + optimizer / sharded
 
 
 def _activations(
