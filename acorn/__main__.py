@@ -36,6 +36,8 @@ def parser() -> argparse.ArgumentParser:
 
     plan = commands.add_parser("plan", help="what would run, and why")
     _recipe(plan, "plan")
+    plan.add_argument("--device", metavar="NAME[:COUNT]", help="hours and memory of pre-training on it, such as h100:8")
+    plan.add_argument("--mfu", type=float, metavar="SHARE", help="of the device's best speed (default: 0.4)")
 
     run = commands.add_parser("run", help="bring a recipe's artifacts about")
     _recipe(run, "run")

@@ -18,7 +18,9 @@ from rich.markup import escape
 
 from acorn import tables
 from acorn.check import library_faults
-from acorn.launch import StepFailed
+from acorn.costs import ASSUMED_MFU, costs
+from acorn.devices import parse as parse_device
+from acorn.launch import StepFailed, Terminated
 from acorn.plan import plan as make_plan
 from acorn.recipe import Fault, Recipe, RecipeError, load_recipe, nearest
 from acorn.resolve import MissingInput
@@ -26,10 +28,6 @@ from acorn.run import StepEvent, run_recipe
 from registry import Registry, RegistryError
 
 console = Console(stderr=True, highlight=False)
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, handled like Ctrl-C: children first, then a word on how to go on."""
 
 
 def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
@@ -64,13 +62,22 @@ def _on_sigterm(number: int, frame: FrameType | None) -> None:
 
 
 def plan(options: Namespace) -> int:
+    try:
+        device = parse_device(options.device) if options.device else None
+    except ValueError as error:
+        raise StepFailed(f"--device: {error}") from None
+    if options.mfu is not None and not 0 < options.mfu <= 1:
+        raise StepFailed(f"--mfu {options.mfu}: it is a share of the device's best, above 0 and at most 1")
     registry = Registry(options.home)
     recipe = load_checked(options, registry)
+    rows = make_plan(recipe, registry)
     out = Console()
-    out.print(tables.plan(recipe, make_plan(recipe, registry)))
+    out.print(tables.plan(recipe, rows))
     for step in recipe.steps.values():
         if step.identity.derived:
             out.print(tables.derived(step.name, step.identity.derived))
+    if found := costs(recipe, registry, rows, device, options.mfu or ASSUMED_MFU):
+        out.print(tables.costs(found, options.device, options.mfu or ASSUMED_MFU))
     return 0
 
 

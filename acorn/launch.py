@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import json
+import math
 import os
 import signal
 import subprocess
@@ -28,6 +29,11 @@ from acorn.stage import Launched, Stage
 CHECKOUT = Path(__file__).resolve().parent.parent
 CONFIGS = CHECKOUT / "configs" / "accelerate"
 GRACE_SECONDS = 5.0
+"""What a step has to end by itself once it was asked to; on SIGTERM as long as its `grace_seconds` says."""
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, handled like Ctrl-C: children first, then a word on how to go on."""
 
 
 class StepFailed(Exception):
@@ -51,8 +57,8 @@ class Processes:
             process = self._start(stage, execution, job_file)
             try:
                 code = process.wait()
-            except BaseException:
-                stop_group(process)
+            except BaseException as reason:
+                stop_group(process, grace_seconds(execution) if isinstance(reason, Terminated) else GRACE_SECONDS)
                 raise
         finally:
             job_file.unlink(missing_ok=True)
@@ -114,16 +120,35 @@ def kill_when_parent_dies(parent: int) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
 
 
+def grace_seconds(execution: Any) -> float:
+    """Seconds that the step may take over its last checkpoint when a scheduler's SIGTERM ends the run."""
+    return float(getattr(execution, "grace_seconds", GRACE_SECONDS))
+
+
 def stop_group(process: subprocess.Popen[bytes] | Forked, grace: float = GRACE_SECONDS) -> None:
     """SIGTERM to the step's session, SIGKILL to what is left after `grace` seconds."""
-    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, grace)):
+    for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, GRACE_SECONDS)):
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, number)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
+        if _ends_within(seconds, process):
             break
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
+
+
+def _ends_within(seconds: float, process: subprocess.Popen[bytes] | Forked) -> bool:
+    """Wait for it. Ctrl-C ends our patience; another SIGTERM does not: schedulers send it to every process, twice."""
+    deadline = time.monotonic() + seconds
+    while True:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+            return True
+        except subprocess.TimeoutExpired:
+            return False
+        except Terminated:
+            continue
+        except KeyboardInterrupt:
+            return False
 
 
 def command_line(stage: Stage, job_file: Path, execution: Any) -> list[str]:
@@ -211,6 +236,7 @@ def available_cores() -> int:
 
 def _torchrun_arguments(execution: Launched) -> list[str]:
     arguments = ["--nproc-per-node", str(process_count(execution))]
+    arguments += ["--shutdown-timeout", str(math.ceil(grace_seconds(execution)))]
     if execution.nodes == 1:
         return [*arguments, "--standalone"]
     return [

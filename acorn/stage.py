@@ -112,6 +112,9 @@ class Stage:
     check_roles: str | None = None
     """`check_roles(identity, roles) -> list[Problem]`: whether config and inputs fit each other; `field` begins with
     `config.` or `inputs.`. Called whenever the recipe is loaded, so without a heavy import."""
+    cost: str | None = None
+    """`cost(identity, execution, processes, inputs, made_by) -> dict`, for `acorn.costs`: `parameters`, `tokens`,
+    `flops` of the whole step, `memory_bytes` of a process, `dtype`, maybe a `note`. It must not import torch."""
     launcher: Literal["python", "torchrun", "accelerate"] = "python"
     imports_torch: bool = False
     """Or transformers: several steps of a run share the 10 s that it takes (`acorn.forkserver`)."""

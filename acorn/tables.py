@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 if TYPE_CHECKING:
+    from acorn.costs import Cost
     from acorn.plan import PlanRow
     from acorn.recipe import Fault, Recipe
     from acorn.run import StepEvent
@@ -42,6 +43,30 @@ def derived(step: str, fields: Sequence[Derived]) -> RenderableType:
         table.add_row(one.field, f"{one.value:,}" if isinstance(one.value, int) else str(one.value), why)
         before = one.why
     return table
+
+
+def costs(found: Sequence[Cost], device: str | None, mfu: float) -> RenderableType:
+    where = f" on {device}, at {mfu:.0%} of its best speed" if device else ""
+    table = Table(title=f"estimated cost{where}", title_justify="left")
+    for column in (
+        "step",
+        "processes",
+        "parameters",
+        "tokens",
+        "FLOPs",
+        "GB a process",
+        *(["hours"] if device else []),
+    ):
+        table.add_column(column, justify="left" if column == "step" else "right")
+    lines = []
+    for cost in found:
+        lines += [Text(f"{cost.step}: {note}", style="yellow") for note in cost.notes]
+        if not cost.tokens:
+            continue
+        hours = [] if device is None else ["" if cost.hours is None else f"{cost.hours:,.2f}"]
+        figures = (f"{cost.parameters:,}", f"{cost.tokens:,}", f"{cost.flops:.3g}", f"{cost.memory_bytes / 1e9:,.2f}")
+        table.add_row(cost.step, str(cost.processes), *figures, *hours)
+    return Group(table, *lines) if table.row_count else Group(*lines)
 
 
 def faults(found: Sequence[Fault]) -> RenderableType:

@@ -112,6 +112,12 @@ def optimizer_section(config: PretrainConfig, execution: PretrainExecution) -> d
     return section
 
 
+def pipeline_engine(split: Split) -> dict[str, str]:
+    """nanotron's default runs every forward pass of a step before the first backward pass, so that without pipeline
+    stages gradient accumulation would save no memory at all. One after the other gives the same bits."""
+    return {"pp_engine": "1f1b"} if split.pp == 1 else {}
+
+
 def nanotron_config(
     config: PretrainConfig,
     execution: PretrainExecution,
@@ -123,7 +129,7 @@ def nanotron_config(
     """The whole of nanotron's YAML."""
     return {
         "general": {"project": "acorn", "run": "pretrain", "seed": config.seed, "ignore_sanity_checks": True},
-        "parallelism": {**execution.parallelism, **split.topology},
+        "parallelism": {**pipeline_engine(split), **execution.parallelism, **split.topology},
         "model": {
             "model_config": model_section(config, vocab_size),
             "init_method": {"std": config.init_std},

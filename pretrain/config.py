@@ -41,6 +41,17 @@ class DataStage(BaseModel):
         return data
 
 
+class SkipSpikes(BaseModel):
+    """When an update is left out (`pretrain.spikes`)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sigma: float = Field(default=6.0, gt=0)
+    """Standard deviations above the mean of the window."""
+    window: int = Field(default=128, ge=4)
+    """Steps; nothing is left out before half of them have been seen."""
+
+
 class PretrainConfig(Identity):
     """What decides the weights."""
 
@@ -69,6 +80,17 @@ class PretrainConfig(Identity):
     """Standard deviation of the initial weights; projections back to the residual get init_std / sqrt(2 * layers)."""
     seed: int = 42
     """Of the initial weights and of the order of the data."""
+    skip_spikes: SkipSpikes | None = Field(default=None, exclude_if=lambda given: given is None)
+    """Leave out updates whose loss or gradient norm spikes; `true` for 6 sigma over 128 steps. Default: off, and left
+    out of the key."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _plain_switch(cls, given: Any) -> Any:
+        if isinstance(given, dict) and isinstance(given.get("skip_spikes"), bool):
+            return {**given, "skip_spikes": {} if given["skip_spikes"] else None}
+        return given
+
     dial: Dial | None = Field(default=None, exclude=True)
     """Derives what is not given (`pretrain.scaling`). Enters the key as what it derived, never itself."""
 
@@ -108,8 +130,12 @@ class PretrainExecution(Launched):
     """1 shards the optimizer state over the data-parallel processes."""
     micro_batch_size: int | None = Field(default=None, gt=0)
     """Sequences per forward pass and process; default: the largest that divides and holds MICRO_BATCH_TOKENS."""
+    recompute: bool = False
+    """Keep each layer's input alone and compute the layer again in the backward pass: less memory, more time."""
     checkpoint_interval: int = Field(default=500, gt=0)
     """Steps between checkpoints in scratch; a killed run goes on from the newest."""
+    grace_seconds: float = Field(default=60.0, ge=0)
+    """After SIGTERM, for the rest of the step and its checkpoint; Ctrl-C gives 5 s whatever stands here."""
     log_interval: int = Field(default=10, gt=0)
     validation_interval: int | None = Field(default=None, gt=0)
     """Steps between validation passes; one at the end is always made."""

@@ -1,18 +1,20 @@
 """nanotron's trainer, as acorn drives it.
 
 `DistributedTrainer` trains; what is overridden here is its edges: initial weights that do not depend on the topology,
-checkpoints that are published whole, metrics that go to acorn's tracker, a validation pass, and a stop before an update
-that is not finite. Import this only after `pretrain.compat.install`.
+checkpoints that are published whole, metrics that go to acorn's tracker, a validation pass, recomputed activations, an
+update that can be refused (not finite: the run stops; a spike: it goes on without) and a clean end on SIGTERM. Import
+this only after `pretrain.compat.install`.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
+import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -27,13 +29,18 @@ from nanotron.parallel.pipeline_parallel.tensor_pointer import TensorPointer
 from nanotron.serialize import weights as nanotron_weights
 from nanotron.trainer import DistributedTrainer
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
+from acorn import devices
 from acorn.tracking import Tracker
 from pretrain.checkpoints import CheckpointFolder
 from pretrain.config import PretrainConfig, PretrainExecution
 from pretrain.data import Samples, TokenFile, micro_batches, validation_batches
+from pretrain.estimate import flops_per_token
 from pretrain.initial import InitialWeights
+from pretrain.spikes import SpikeGuard
+from pretrain.stopping import Stopped, StopRequest
 
 RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight")
 
@@ -52,6 +59,7 @@ class Run:
     device: str
     initial: InitialWeights | None = None
     """Weights to begin with; None: random ones."""
+    stop: StopRequest = field(default_factory=StopRequest)
 
 
 class SeededLlama(LlamaForTraining):  # type: ignore[misc]
@@ -103,6 +111,9 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
         self._logged_at = (0, 0.0)
         self._learning_rate = 0.0
         self._last_loss = math.nan
+        self._guard = SpikeGuard(run.config.skip_spikes) if run.config.skip_spikes else None
+        self._outputs: list[dict[str, Any]] = []
+        self._flops_per_token = flops_per_token(run.config, arguments["model"]["model_config"]["vocab_size"])
         config_file.write_text(yaml.safe_dump(arguments))
         super().__init__(str(config_file), model_class=partial(SeededLlama, initial=run.initial))
         if not isinstance(self.model_config, LlamaConfig):
@@ -115,7 +126,16 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
         # On resume the scheduler sets the groups' rate for step 0 before it is restored: one step would run on that.
         for group, rate in zip(optimizer.param_groups, self.lr_scheduler.get_last_lr(), strict=True):
             group["lr"] = rate
-        optimizer.register_step_pre_hook(self._before_update)
+        self._apply_update, self.optimizer.step = self.optimizer.step, self._update
+        if self._guard is not None:
+            if self.init_checkpoint_path is not None:
+                self._guard.load(self.init_checkpoint_path)
+            engine = self.config.parallelism.pp_engine
+            engine.train_batch_iter = partial(self._keep_outputs, engine.train_batch_iter)
+        if self.run.execution.recompute:
+            self._recompute_layers()
+        peak = peak_flops(self.run.device, self.run.config.dtype)
+        self._peak_flops = None if peak is None else peak * self.parallel_context.world_pg.size()
         self._bar = tqdm(
             total=self.config.tokens.train_steps,
             initial=self.start_iteration_step,
@@ -136,6 +156,13 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
         """Train to the last step; its checkpoint, with the validation result, is published when this returns."""
         self.train(self._train_batches())
         self._bar.close()
+
+    def _recompute_layers(self) -> None:
+        """nanotron 0.4 recomputes nothing. Without dropout the second pass needs no random state of the first."""
+        for block in self.unwrapped_model.model.decoder:
+            if block.rank == dist.get_rank(self.parallel_context.pp_pg):
+                layer = block.pp_block
+                layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
 
     # --- data -------------------------------------------------------------------------------------------------------
 
@@ -170,10 +197,18 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
 
     # --- steps ------------------------------------------------------------------------------------------------------
 
-    def _before_update(self, optimizer: torch.optim.Optimizer, *args: Any) -> None:
-        """Called by torch right before the weights change. The norm is of the whole model's gradients and the same on
-        every process, so all of them stop here together. Reading it costs a GPU one synchronisation a step."""
-        self._learning_rate = optimizer.param_groups[0]["lr"]
+    def _keep_outputs(self, train_batch: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """The losses of a step's micro-batches, which nanotron does not show before the update."""
+        self._outputs = train_batch(*args, **kwargs)
+        return self._outputs
+
+    def _update(self) -> None:
+        """In place of the optimizer's `step`: the update, unless this step's gradient is not finite or spikes.
+
+        The norm is of the whole model's gradients and the same on every process, so all of them stop here together.
+        Reading it costs a GPU one synchronisation a step.
+        """
+        self._learning_rate = self.optimizer.get_base_optimizer().param_groups[0]["lr"]
         norm = self.grad_norm_unclipped.item()
         if not math.isfinite(norm):
             raise FloatingPointError(
@@ -181,9 +216,25 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
                 f"rate {self._learning_rate:g}); the weights were not updated and earlier checkpoints are whole. Lower "
                 "learning_rate, lengthen lr_warmup_steps, or lower clip_grad"
             )
+        if self._guard is None or not self._is_spike(self._guard, norm):
+            self._apply_update()
+
+    def _is_spike(self, guard: SpikeGuard, norm: float) -> bool:
+        """The same on every process: all of them judge what the first one sees, in float64."""
+        context, last_stage = self.parallel_context, [o["loss"] for o in self._outputs if isinstance(o["loss"], Tensor)]
+        share = context.dp_pg.size() * context.tp_pg.size()
+        loss = sum((one.detach().double() for one in last_stage), torch.zeros((), dtype=torch.float64)) / share
+        seen = torch.stack([loss.to(self.run.device), torch.tensor(norm, dtype=torch.float64, device=self.run.device)])
+        if context.world_pg.size() > 1:
+            dist.all_reduce(seen[:1], group=context.world_pg)
+            dist.broadcast(seen, src=0, group=context.world_pg)
+        reason = guard.rejects(*seen.tolist())
+        if reason and self.is_first:
+            print(f"step {self.iteration_step}: update left out, {reason}", file=sys.stderr)
+        return reason is not None
 
     def train_step_logs(self, outputs: Iterable[dict[str, Any]], loss_avg: Tensor | None) -> None:
-        """In nanotron: prints, and logs to W&B. Called after every step."""
+        """In nanotron: prints, and logs to W&B. Called after every step, when all its counts are up to date."""
         self._bar.update()
         step, last = self.iteration_step, self.config.tokens.train_steps
         if step % self.run.execution.log_interval == 0 or step in (1, last):
@@ -191,24 +242,51 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
         interval = self.run.execution.validation_interval
         if interval and step % interval == 0 and step != last:
             self.run.tracker.log(self.validate(), step=step)
+        if step != last and self._asked_to_stop():
+            self._stop()
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process got SIGTERM: then all of them stop behind the same step."""
+        world = self.parallel_context.world_pg
+        if world.size() == 1:
+            return self.run.stop.asked
+        asked = torch.tensor(int(self.run.stop.asked), device=self.run.device)
+        dist.all_reduce(asked, op=dist.ReduceOp.MAX, group=world)
+        return bool(asked.item())
+
+    def _stop(self) -> None:
+        folder = self.save_checkpoint()
+        self._bar.close()
+        if self.is_first:
+            print(
+                f"\nSIGTERM: stopped after step {self.iteration_step} of {self.config.tokens.train_steps}, with its "
+                f"checkpoint in {folder}. The same command goes on from there.",
+                file=sys.stderr,
+            )
+        raise Stopped(self.iteration_step)
 
     def _log(self, step: int, loss_avg: Tensor | None) -> None:
         self._last_loss = self._from_last_stage(loss_avg)
         samples, since = self._logged_at
         self._logged_at = (self.consumed_train_samples, time.perf_counter())
         tokens = (self.consumed_train_samples - samples) * self.sequence_length
-        self.run.tracker.log(
-            {
-                "train/loss": self._last_loss,
-                "train/learning_rate": self._learning_rate,
-                "train/grad_norm": self.grad_norm_unclipped.item(),
-                "train/tokens": self.consumed_train_samples * self.sequence_length,
-                "train/tokens_per_second": tokens / (self._logged_at[1] - since),
-                **self.run.train.progress(self.consumed_train_samples),
-            },
-            step=step,
-        )
-        self._bar.set_postfix_str(f"loss {self._last_loss:.4f}", refresh=False)
+        speed = tokens / (self._logged_at[1] - since)
+        metrics = {
+            "train/loss": self._last_loss,
+            "train/learning_rate": self._learning_rate,
+            "train/grad_norm": self.grad_norm_unclipped.item(),
+            "train/tokens": self.consumed_train_samples * self.sequence_length,
+            "train/tokens_per_second": speed,
+            **self.run.train.progress(self.consumed_train_samples),
+        }
+        if self._guard is not None:
+            metrics["train/skipped_updates"] = self._guard.skipped
+        shown = f"loss {self._last_loss:.4f}, {speed:,.0f} tokens/s"
+        if self._peak_flops is not None:
+            metrics["train/mfu"] = speed * self._flops_per_token / self._peak_flops
+            shown += f", MFU {metrics['train/mfu']:.1%}"
+        self.run.tracker.log(metrics, step=step)
+        self._bar.set_postfix_str(shown, refresh=False)  # tqdm itself adds the time that is left
 
     def _from_last_stage(self, loss: Tensor | None) -> float:
         """The loss on every pipeline stage; only the last one computes it."""
@@ -260,13 +338,17 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
             self.run.tracker.log(facts["metrics"], step=self.iteration_step)
             facts["metrics"]["train/loss"] = self._last_loss
             facts["metrics"] |= self.run.train.progress(self.consumed_train_samples)
+            if self._guard is not None:
+                facts["metrics"]["train/skipped_updates"] = self._guard.skipped
         if self.is_first:
             checkpoints.prepare()
         dist.barrier(context.world_pg)
         self.config.checkpoints.checkpoints_path = checkpoints.aside
-        super().save_checkpoint()
+        written = super().save_checkpoint()
         dist.barrier(context.world_pg)
         if self.is_first:
+            if self._guard is not None:
+                self._guard.save(written)
             checkpoints.publish(self.iteration_step, facts)
         dist.barrier(context.world_pg)
         return checkpoints.folder / str(self.iteration_step)
@@ -274,6 +356,14 @@ class Trainer(DistributedTrainer):  # type: ignore[misc]
     def post_training(self) -> None:
         if self.iteration_step % self.config.checkpoints.checkpoint_interval:
             self.save_checkpoint()
+
+
+def peak_flops(device: str, dtype: str) -> float | None:
+    """bf16 FLOP/s of this process's GPU at best; None on a CPU, in float32 and for a GPU that is not in the table."""
+    if device != "cuda" or dtype != "bfloat16":
+        return None
+    known = devices.by_driver_name(torch.cuda.get_device_name())
+    return None if known is None else known.bf16_flops
 
 
 def quieten() -> None:

@@ -22,6 +22,7 @@ from pretrain.convert import convert
 from pretrain.data import TokenFile, open_train, read_meta
 from pretrain.estimate import estimate
 from pretrain.inputs import vocabulary
+from pretrain.stopping import StopRequest
 
 if TYPE_CHECKING:
     from acorn.tracking import Tracker
@@ -33,7 +34,7 @@ def run(job: Job) -> dict[str, float]:
     """Train to the end and leave a Hugging Face model in `job.out`.
 
     Raises ValueError for inputs that do not fit each other, counts that do not divide, a changed topology on resume or
-    too little text, and FloatingPointError when loss or gradients stop being finite.
+    too little text, FloatingPointError when loss or gradients stop being finite, and Stopped after SIGTERM.
     """
     config: PretrainConfig = job.config
     execution: PretrainExecution = job.execution
@@ -81,18 +82,20 @@ def _train(
     resume = None if start is None else start.folder
     arguments = nanotron_config(config, job.execution, split, vocab_size, checkpoints.aside, resume)
     quieten()
-    work = Run(
-        config=config,
-        execution=job.execution,
-        train=open_train(config, job.inputs),
-        validation=TokenFile.open(tokens, "validation", config.sequence_length),
-        validation_bytes=read_meta(tokens)["validation_bytes"],
-        checkpoints=checkpoints,
-        tracker=tracker,
-        device=device,
-        initial=InitialWeights(job.inputs["model"]) if "model" in job.inputs else None,
-    )
-    Trainer(arguments, work, job.scratch / f"nanotron-rank{job.rank}.yaml").fit()
+    with StopRequest() as stop:
+        work = Run(
+            config=config,
+            execution=job.execution,
+            train=open_train(config, job.inputs),
+            validation=TokenFile.open(tokens, "validation", config.sequence_length),
+            validation_bytes=read_meta(tokens)["validation_bytes"],
+            checkpoints=checkpoints,
+            tracker=tracker,
+            device=device,
+            initial=InitialWeights(job.inputs["model"]) if "model" in job.inputs else None,
+            stop=stop,
+        )
+        Trainer(arguments, work, job.scratch / f"nanotron-rank{job.rank}.yaml").fit()
 
 
 def refuse_uneven_shards(config: PretrainConfig, split: Split, vocab_size: int) -> None:

@@ -19,6 +19,7 @@ STAGES: tuple[Stage, ...] = (
         imports_torch=True,
         check="pretrain.check:check_pretrain",
         check_roles="pretrain.mixture:check_roles",
+        cost="pretrain.estimate:cost",
         launcher="torchrun",
     ),
     Stage(

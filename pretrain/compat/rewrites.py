@@ -189,6 +189,15 @@ REWRITES: tuple[Rewrite, ...] = (
     Rewrite("nanotron.dataloader", 'v.to("cuda"', 'v.to("cpu"', 1, "cpu", _DEVICE),
     Rewrite("nanotron.sanity_checks", 'tensor.to("cuda")', 'tensor.to("cpu")', 1, "cpu", _DEVICE),
     Rewrite("nanotron.serialize.main", 'tensor.to("cuda")', 'tensor.to("cpu")', 1, "cpu", _DEVICE),
+    Rewrite(
+        "nanotron.optim.clip_grads",
+        'device=torch.device("cuda")',
+        'device=torch.device("cpu")',
+        2,
+        "cpu",
+        "the device of the norm on a process that owns no gradient is written out as CUDA: with tp 2, pp 2 and a tied "
+        "head the last stage may hold shared weights alone",
+    ),
     Rewrite("nanotron.optim.gradient_accumulator", 'device="cuda"', 'device="cpu"', 2, "cpu", _DEVICE),
     Rewrite(
         "nanotron.optim.gradient_accumulator",

@@ -38,7 +38,7 @@ HARMLESS = {
     "model.model_config._fused_rotary_emb": "nanotron 0.4 has no such field; chosen by device and dtype",
     "model.model_config._use_qkv_packed": "nanotron 0.4 has no such field; chosen by device and dtype",
     "model.model_config.ring_attn_heads_k_stride": "nanotron 0.4 has no ring attention",
-    "parallelism.recompute_layer": "nanotron 0.4 cannot recompute activations; lower micro_batch_size to save memory",
+    "parallelism.recompute_layer": "nanotron 0.4 cannot recompute activations by itself; execution.recompute does",
     "parallelism.tp_recompute_allgather": "nanotron 0.4 has no such field; it costs memory, not the result",
     "parallelism.tp_linear_async_communication": "it fails or trains wrongly in nanotron 0.4; slower without",
     "parallelism.expert_parallel_size": "the model has no experts",

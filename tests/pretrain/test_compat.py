@@ -12,7 +12,10 @@ import torch
 
 from pretrain.compat import flash, rewrites
 
-NOT_SHOWN_BY_A_SINGLE_PROCESS = "only the last bucket's all-reduce is waited for"
+NOT_SHOWN_BY_A_SINGLE_PROCESS = (
+    "only the last bucket's all-reduce is waited for",
+    "the device of the norm on a process that owns no gradient",  # shown by test_parallelism.py: tp2 x pp2
+)
 
 
 def test_nanotron_fails_without_any_one_of_its_patches(toy_tokens: Path, tiny_tokenizer: Path, tmp_path: Path) -> None:

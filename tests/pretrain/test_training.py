@@ -27,12 +27,9 @@ from pretrain.estimate import estimate
 from pretrain.run import process_group
 from tests.pretrain.world import CONFIG, VOCABULARY, job_in, logged, train
 
+# The others are in test_parallelism.py; this one goes through torchrun.
 TOPOLOGIES: dict[str, tuple[dict[str, Any], dict[str, int]]] = {
-    "dp": ({}, {"dp": 2, "tp": 1, "pp": 1}),
-    "zero": ({"zero_stage": 1}, {"dp": 2, "tp": 1, "pp": 1}),
     "tp": ({"parallelism": {"tp": 2}}, {"dp": 1, "tp": 2, "pp": 1}),
-    "tp_sequence": ({"parallelism": {"tp": 2, "tp_mode": "REDUCE_SCATTER"}}, {"dp": 1, "tp": 2, "pp": 1}),
-    "pp": ({"parallelism": {"pp": 2, "pp_engine": "1f1b"}}, {"dp": 1, "tp": 1, "pp": 2}),
 }
 
 

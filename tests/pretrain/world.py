@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import signal
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from acorn.stage import Job
+from acorn.tracking import Tracker
 from pretrain.stage import STAGES
 from tests.jobs import make_job, run_here
 
@@ -73,6 +77,22 @@ def logged(job: Job, name: str) -> list[float]:
     """The values of metric `name`, in order of steps."""
     lines = map(json.loads, (job.scratch / "metrics.jsonl").read_text().splitlines())
     return [line[name] for line in lines if name in line]
+
+
+@contextmanager
+def sigterm_at(step: int, rank: int = 0) -> Iterator[None]:
+    """SIGTERM to process `rank` while it logs `step`, twice, as a scheduler and a launcher both send it."""
+    log, moment = Tracker.log, step
+
+    def log_and_kill(self: Tracker, metrics: Mapping[str, float], step: int | None = None) -> None:
+        log(self, metrics, step)
+        if step == moment and int(os.environ.get("RANK", "0")) == rank:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "log", log_and_kill)
+        yield
 
 
 def main(arguments: list[str]) -> None:
