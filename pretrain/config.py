@@ -83,6 +83,9 @@ class PretrainConfig(Identity):
     skip_spikes: SkipSpikes | None = Field(default=None, exclude_if=lambda given: given is None)
     """Leave out updates whose loss or gradient norm spikes; `true` for 6 sigma over 128 steps. Default: off, and left
     out of the key."""
+    dial: Dial | None = Field(default=None, exclude=True)
+    """Derives what is not given (`pretrain.scaling`). Enters the key as what it derived, never itself."""
+    dial_derives: ClassVar[tuple[str, ...]] = DERIVES
 
     @model_validator(mode="before")
     @classmethod
@@ -90,11 +93,6 @@ class PretrainConfig(Identity):
         if isinstance(given, dict) and isinstance(given.get("skip_spikes"), bool):
             return {**given, "skip_spikes": {} if given["skip_spikes"] else None}
         return given
-
-    dial: Dial | None = Field(default=None, exclude=True)
-    """Derives what is not given (`pretrain.scaling`). Enters the key as what it derived, never itself."""
-
-    dial_derives: ClassVar[tuple[str, ...]] = DERIVES
 
     @model_validator(mode="wrap")
     @classmethod
