@@ -91,7 +91,8 @@ class Problem:
 
 @dataclass(frozen=True)
 class Stage:
-    """One kind of step. `run` and `check` are `"module:function"`, imported only in a worker."""
+    """One kind of step. `run` and `check` are `"module:function"`, imported only in a worker; so is `check_roles`, but
+    imported when a recipe is loaded."""
 
     name: str
     package: str
