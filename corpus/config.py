@@ -204,8 +204,8 @@ class DedupIdentity(Judged):
     """Equal texts; also finds those too short for an n-gram."""
     minhash: dict[str, Any] | None = Field(default_factory=dict)
     """datatrove's MinhashConfig: n_grams (5), num_buckets (14), hashes_per_bucket (8), seed, norm_config, hash_config;
-    two documents are duplicates with probability 1 - (1 - s^8)^14 where a share s of their 5-grams is common. null:
-    exact duplicates alone."""
+    two documents are found with probability 1 - (1 - s^8)^14 where they have a share s of their different 5-grams in
+    common. null: exact duplicates alone."""
 
     @model_validator(mode="after")
     def _something(self) -> Self:

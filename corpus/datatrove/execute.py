@@ -113,9 +113,9 @@ def _wait(executor: SlurmPipelineExecutor, seconds: float) -> None:
     while executor.get_incomplete_ranks(skip_completed=True):
         asked = ["squeue", "--noheader", "--jobs", str(executor.job_id)]
         gone = not subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-        if gone and executor.get_incomplete_ranks(skip_completed=True):
+        time.sleep(seconds)  # also behind the end: a shared file system may show the last marks late
+        if gone:
             return
-        time.sleep(seconds)
 
 
 def faults(execution: PipelineExecution) -> list[Problem]:

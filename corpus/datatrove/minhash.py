@@ -35,19 +35,19 @@ def near_duplicates(
     minhash = minhash_config(config.minhash or {})
     words = ngram_words(config.language)
     tasks = task_count(sum(counts.values()), execution)
-    base = folder / f"minhash-{tasks}"
+    base = folder / f"minhash-{tasks}"  # with the marks of finished tasks: they mean documents cut in this way
     names = ("signatures", "buckets", "clusters", "firsts", "removed")
     signatures, buckets, clusters, firsts, removed = (base / name for name in names)
     read = ReadDocuments(corpus, counts, PARTS, config.sources)
     step: PipelineStep = MinhashDedupSignature(str(signatures), config=minhash, language=words)
-    execute("signatures", [read, step], tasks, execution, folder)
+    execute("signatures", [read, step], tasks, execution, base)
     step = MinhashDedupBuckets(str(signatures), str(buckets), config=minhash)
-    execute("buckets", [step], minhash.num_buckets, execution, folder)
+    execute("buckets", [step], minhash.num_buckets, execution, base)
     step = MinhashDedupCluster(str(buckets), str(clusters), config=minhash, save_cluster_id=True)
-    execute("clusters", [step], 1, execution, folder)
+    execute("clusters", [step], 1, execution, base)
     keep_first(clusters)
     step = MinhashDedupFilter(str(clusters), exclusion_writer=writer(removed), load_cluster_ids=True)
-    execute("removal", [read, step, OnlyClusters(), writer(firsts)], tasks, execution, folder)
+    execute("removal", [read, step, OnlyClusters(), writer(firsts)], tasks, execution, base)
     first_of = {row["minhash_cluster_id"]: row["id"] for row in written(firsts)}
     return {row["position"]: first_of[row["minhash_cluster_id"]] for row in written(removed)}
 

@@ -125,6 +125,9 @@ def test_the_number_of_tasks_and_workers_changes_no_byte(tmp_path: Path) -> None
             for index, execution in enumerate(({"tasks": 1}, {"tasks": 3, "workers": 1}, {"tasks": 5, "workers": 2}))
         ]
         assert files(outs[0]) == files(outs[1]) == files(outs[2])
+        # A killed step may be started again with another number: its scratch folder still has the first one's marks.
+        again = make(stage, tmp_path / f"{stage.name}-1", {"corpus": before, **more}, {"tasks": 2, "workers": 1})
+        assert files(again) == files(outs[0])
         assert len(read(outs[0] / "removed.jsonl")) > 2
 
 
