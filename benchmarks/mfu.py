@@ -1,7 +1,7 @@
 """Tokens per second and MFU of pre-training in bf16 on one GPU: acorn (nanotron), transformers' Trainer, a bare loop.
 
     python -m benchmarks.mfu [--sizes 135m 360m 1.7b] [--micro 8] [--recompute]
-    python -m benchmarks.mfu --device cpu --sizes toy      runs everything once, without an MFU
+    python -m benchmarks.mfu --device cpu --sizes toy --no-compile    runs everything once, without an MFU
 
 The three take turns in one run, each with its own copy of the model, of which one at a time is on the GPU: SmolLM2's
 shapes, sequences of 2,048 tokens, random weights and tokens, AdamW. The bare loop is transformers' Llama under
@@ -48,7 +48,9 @@ SIZES: dict[str, dict[str, int]] = {
 def main() -> None:
     options = parse()
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise SystemExit("there is no GPU here, and MFU is of a GPU; --device cpu --sizes toy only shows that it runs")
+        raise SystemExit(
+            "there is no GPU here, and MFU is of a GPU; --device cpu --sizes toy --no-compile only shows that it runs"
+        )
     compat.install(options.device, compat.uses_flash_attention(options.device, "bfloat16"))
     from pretrain.nanotron import peak_flops
 

@@ -71,7 +71,7 @@ def run(job: Job) -> dict[str, float]:
     size = vocabulary_size(tokenizer)
     dtype = np.dtype("<u4" if size >= _LARGE else "<u2")
     work = Work(job.inputs["corpus"], job.inputs["tokenizer"], start, dtype, job.execution.batch_documents)
-    pieces = tokenise_in_pieces(work, job.scratch, job.execution.workers)
+    pieces = tokenise_in_pieces(work, tokenizer, job.scratch, job.execution.workers)
     train = Written(np.concatenate([piece.lengths for _, piece in pieces]), sum(piece.bytes for _, piece in pieces))
     refuse_too_little(train, config.minimum_tokens)
     shuffle(pieces, dtype, config.seed, job.out / "train.bin")
@@ -142,12 +142,12 @@ def tokenise(
     return Written(np.concatenate(lengths) if lengths else np.zeros(0, np.int64), size)
 
 
-def tokenise_in_pieces(work: Work, folder: Path, workers: int) -> list[tuple[Path, Written]]:
+def tokenise_in_pieces(work: Work, tokenizer: Tokenizer, folder: Path, workers: int) -> list[tuple[Path, Written]]:
     """Tokenise the train documents; gives the files in the order of their documents, and what is in each."""
     if workers == 1:
         path = folder / "ordered.bin"
         documents = texts(work.corpus, "train")
-        return [(path, tokenise(documents, load_tokenizer(work.tokenizer), work.start, work.dtype, path, work.batch))]
+        return [(path, tokenise(documents, tokenizer, work.start, work.dtype, path, work.batch))]
     total = document_counts(work.corpus)["train"]
     bounds = [total * number // workers for number in range(workers + 1)]
     ranges = [(first, end) for first, end in pairwise(bounds) if first < end] or [(0, 0)]
