@@ -28,7 +28,10 @@ def thinking(run: Run) -> Html | None:
     searches = [(one, results) for one, results in built if not _only_greedy(results)]
     if not searches:
         return missing(made)
-    parts = [_search(run, one, results, baselines) for one, results in searches]
+    parts = []
+    for one, results in searches:
+        asked_alike = [other for other in baselines if other[0].step.inputs["corpus"] == one.step.inputs["corpus"]]
+        parts.append(_search(run, one, results, asked_alike))
     for comparison in run.of_kind("search_comparison"):
         parts += [_differences(table) for table in (comparison.json("results.json") or {"tables": []})["tables"]]
     return join([*parts, *_policies(run)])
