@@ -7,6 +7,8 @@ STAMP := $(VENV)/.installed
 PYTHON ?= $(shell for p in python3.12 python3.11 python3 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null && echo $$p && break; done)
 RECIPE ?= configs/quickstart.yaml
+# Where it is set, every process compiles torch and transformers anew, which takes longer than importing them.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test setup lint types unit clean
 

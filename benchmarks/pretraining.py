@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from acorn.stage import Job
 from pretrain import compat
@@ -48,8 +50,10 @@ def write_inputs(folder: Path, vocabulary: int = VOCABULARY, tokens: int = 20_00
     (made["tokens"] / "meta.json").write_text(json.dumps(meta))
     made["tokenizer"].mkdir()
     names = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|pad|>")
-    added = [{"id": number, "content": name, "special": True} for number, name in enumerate(names)]
-    (made["tokenizer"] / "tokenizer.json").write_text(json.dumps({"added_tokens": added}))
+    entries = [*names, *map(str, range(len(names), vocabulary))]
+    tokenizer = Tokenizer(WordLevel({entry: number for number, entry in enumerate(entries)}, unk_token=names[0]))
+    tokenizer.add_special_tokens(list(names))
+    tokenizer.save(str(made["tokenizer"] / "tokenizer.json"))
     ends = {"bos_token": names[0], "eos_token": names[2], "pad_token": names[3]}
     (made["tokenizer"] / "tokenizer_config.json").write_text(json.dumps(ends))
     return made
