@@ -10,6 +10,7 @@ Every process of the job must see this folder: on several nodes it has to lie on
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
@@ -38,9 +39,19 @@ class CheckpointFolder:
         self.aside = folder / ".saving"
 
     def prepare(self) -> None:
-        """Empty the place where the next checkpoint is written."""
+        """Empty the place where the next checkpoint is written. Raises OSError where it would not fit on the disk."""
         shutil.rmtree(self.aside, ignore_errors=True)
         self.aside.mkdir(parents=True)
+        if before := self._numbered():
+            step, newest = before[0]
+            needed, free = sum(path.stat().st_size for path in _files(newest)), shutil.disk_usage(self.folder).free
+            if free < needed:
+                raise OSError(
+                    errno.ENOSPC,
+                    f"{free / 1e6:.1f} MB free, and a checkpoint takes {needed / 1e6:.1f}: make room and run the same "
+                    f"command again; it goes on from step {step}",
+                    str(self.folder),
+                )
 
     def publish(self, step: int, facts: dict[str, Any]) -> None:
         """Name the checkpoint that lies in `.saving/<step>`, then drop all but the newest two."""

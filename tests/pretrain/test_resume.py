@@ -16,6 +16,7 @@ import pytest
 
 from acorn.stage import Job
 from pretrain.checkpoints import CheckpointFolder
+from tests.disks import resize, small_disk_at
 from tests.pretrain.world import job_in, logged, train
 
 
@@ -95,6 +96,21 @@ def test_a_changed_topology_is_refused_on_resume(
     job = job_in(tmp_path, toy_tokens, tiny_tokenizer, execution={"zero_stage": 1})
     with pytest.raises(ValueError, match=r"checkpoint of step 5 was written with .*remove .*checkpoints"):
         train(job)
+
+
+def test_a_full_disk_stops_the_run_with_a_sentence_and_the_same_command_goes_on(
+    undisturbed: Job, toy_tokens: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    kept = sum(path.stat().st_size for path in (undisturbed.scratch / "checkpoints" / "5").rglob("*"))
+    with small_disk_at(tmp_path / "full" / "scratch", f"{kept * 3 // 2 // 1024}k") as scratch:
+        job = job_in(tmp_path / "full", toy_tokens, tiny_tokenizer)
+        with pytest.raises(OSError, match=r"MB free, and a checkpoint takes .*make room .* goes on from step 5"):
+            train(job)
+        newest, complaints = CheckpointFolder(scratch / "checkpoints").newest()
+        assert newest is not None and (newest.step, complaints) == (5, [])
+        resize(scratch, "64m")
+        train(job)
+        assert files_of(job.out) == files_of(undisturbed.out)
 
 
 @pytest.mark.parametrize("damage", ["truncate", "remove", "manifest"])
