@@ -45,6 +45,9 @@ class LlamaServer:
         params.hostnames = [self._socket]
         params.slot_save_path = self._folder.name + "/"
         self._server = _start(params, path)
+        # HTTP is answered before the server's queue runs, and a shutdown in between is lost: its destructor would wait
+        # for ever (xllamacpp 2026.10). This answer comes through the queue.
+        self.request("/slots", None)
 
     def close(self) -> None:
         """End the server's threads; a second call does nothing."""

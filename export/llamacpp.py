@@ -55,6 +55,10 @@ class LlamaCpp:
         params.hostnames = [self._socket]
         self._server = _start(params, path)
         self._connection = _Connection(self._socket)
+        # HTTP is answered before the server's queue runs, and a shutdown in between is lost: its destructor would wait
+        # for ever (xllamacpp 2026.10). This answer comes through the queue.
+        self._connection.request("GET", "/slots")
+        self._connection.getresponse().read()
         self._plain: int | None = None
 
     def __enter__(self) -> LlamaCpp:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -156,3 +158,17 @@ def test_a_broken_file_is_an_error_and_ctrl_c_stays_pythons(learned: Path, tmp_p
             signal.raise_signal(signal.SIGINT)
         with pytest.raises(LlamaError, match=r"llama\.cpp refused /v1/chat/completions"):
             llama.chat([{"role": "nobody"}], {})
+
+
+def test_a_server_that_is_left_at_once_ends(learned: Path, tmp_path: Path) -> None:
+    """In a process of its own: what it would hang in is no Python, so nothing but a kill could end it."""
+    from export.gguf import write_gguf
+
+    write_gguf(learned, tmp_path / "m.gguf", "f16", {})
+    lines = (
+        "import pathlib, sys",
+        "from export.llamacpp import LlamaCpp",
+        "for _ in range(5):",
+        "    with LlamaCpp(pathlib.Path(sys.argv[1]), context=256): pass",
+    )
+    subprocess.run([sys.executable, "-c", "\n".join(lines), str(tmp_path / "m.gguf")], check=True, timeout=120)
