@@ -28,7 +28,7 @@ class Wishes:
     nodes: int | None = None
     """For the steps that a launcher starts; default: their own execution.nodes."""
     gpus: int | None = None
-    """Per node; default: execution.processes of a step that is not on the CPU."""
+    """Per node; default: as a step's own execution says, see `gpus_of`."""
     options: Sequence[str] = ()
     """More sbatch options, as `--partition=gpu`, for every job."""
     repeated: Sequence[str] = ()
@@ -46,11 +46,12 @@ class Wishes:
 def write_jobs(recipe: Recipe, names: Sequence[str], wishes: Wishes, folder: Path) -> list[Path]:
     """Write `<step>.sbatch` for each step and `submit.sh` into `folder`; their paths, `submit.sh` last.
 
-    They are to be submitted from the folder that `recipe.path` is seen from.
+    They are to be submitted from the folder that `recipe.path` is seen from. Raises StepFailed, with nothing written,
+    for a step of which nobody says how many GPUs it wants.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {f"{name}.sbatch": job(recipe, recipe.steps[name], wishes) for name in names}
     texts["submit.sh"] = submission(recipe, names)
+    folder.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8")
     (folder / "submit.sh").chmod(0o755)
@@ -100,12 +101,24 @@ def nodes_of(step: Step, wishes: Wishes) -> int:
 
 
 def gpus_of(step: Step, wishes: Wishes) -> int:
-    """GPUs per node: none for a step on the CPU, one where a single process may use one."""
+    """GPUs per node: as asked for, else one a process; at least one for `device: cuda`, none for `cpu`, and at most one
+    where a stage has a single process.
+
+    Raises StepFailed for a launched step with `device: auto` that leaves it to the GPUs present, of which Slurm gives
+    none to a job that does not ask: it would train on the CPU.
+    """
     if step.execution.device == "cpu" or not step.stage.imports_torch:
         return 0
-    processes = getattr(step.execution, "processes", None)
-    wanted = wishes.gpus if wishes.gpus is not None else int(processes or 0)
-    return min(wanted, 1) if step.stage.launcher == "python" else wanted
+    wanted = wishes.gpus if wishes.gpus is not None else getattr(step.execution, "processes", None)
+    launched = step.stage.launcher != "python"
+    if step.execution.device == "cuda":
+        wanted = max(1, wanted or 0)
+    elif wanted is None and launched:
+        raise StepFailed(
+            f"step '{step.name}' takes the GPUs present, and Slurm has to be told how many: give --gpus N (a node; 0 "
+            f"for none), or --set {step.name}.processes=N, or --set {step.name}.device=cpu"
+        )
+    return int(wanted or 0) if launched else min(int(wanted or 0), 1)
 
 
 def _options(recipe: Recipe, step: Step, nodes: int, wishes: Wishes) -> list[str]:

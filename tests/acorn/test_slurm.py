@@ -71,6 +71,36 @@ def test_what_the_recipe_says_of_execution_is_asked_of_slurm(recipe: Recipe) -> 
     assert "--nodes=1" in corpus and not any(option.startswith("--gpus") for option in corpus)
 
 
+EVALUATION = """
+  scores:
+    stage: evaluate
+    inputs: {corpus: corpus, base: base}
+    config: {problems_per_level: 1}
+    execution: {device: cuda}
+"""
+
+
+def test_a_step_on_cuda_asks_for_a_gpu_also_where_its_processes_are_not_said(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD + BASE.replace("device: cpu", "device: cuda") + EVALUATION))
+    for name in ("base", "scores"):
+        assert "--gpus-per-node=1" in options(job(recipe, recipe.steps[name], Wishes()))
+        assert "--gpus-per-node=1" in options(job(recipe, recipe.steps[name], Wishes(gpus=0)))
+    assert "--gpus-per-node=8" in options(job(recipe, recipe.steps["base"], Wishes(gpus=8)))
+    assert "--gpus-per-node=1" in options(job(recipe, recipe.steps["scores"], Wishes(gpus=8)))
+
+
+def test_a_step_that_takes_the_gpus_present_must_be_told_how_many(tmp_path: Path) -> None:
+    path, out = write(tmp_path, GOOD + BASE.replace("device: cpu, ", "")), tmp_path / "jobs"
+    step = load_recipe(path).steps["base"]
+    with pytest.raises(StepFailed, match=r"step 'base' takes the GPUs present.*--gpus N.*base\.processes=N"):
+        job(load_recipe(path), step, Wishes())
+    assert main(["slurm", str(path), "--out", str(out)]) == 1 and not out.exists()
+    assert main(["slurm", str(path), "--out", str(out), "--gpus", "0"]) == 0
+    assert not any(option.startswith("--gpus") for option in options((out / "base.sbatch").read_text()))
+    processes = load_recipe(path, ["base.processes=2"])
+    assert "--gpus-per-node=2" in options(job(processes, processes.steps["base"], Wishes()))
+
+
 def test_jobs_wait_for_those_they_need_also_across_steps_left_out(recipe: Recipe) -> None:
     whole = submission(recipe, list(recipe.steps))
     assert '--dependency=afterok:$job1:$job2 "$here"/base.sbatch' in whole
