@@ -103,6 +103,12 @@ def test_what_the_recipe_gives_wins_and_the_rest_follows_from_it() -> None:
     )
 
 
+def test_a_schedule_beside_the_dial_may_have_no_warm_up() -> None:
+    config = turned(learning_rate_scheduler={"lr_warmup_steps": 0})
+    assert config.learning_rate_scheduler["lr_warmup_steps"] == 0
+    assert check_pretrain(config, PretrainExecution(device="cpu")) == []
+
+
 def test_a_budget_that_is_given_stays_however_small() -> None:
     config = turned(steps=10, global_batch_size=2)
     assert config.steps == 10 and config.learning_rate_scheduler["lr_warmup_steps"] == 1
