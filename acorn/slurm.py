@@ -2,21 +2,25 @@
 
 A job runs the same `acorn run RECIPE --only STEP` as a person would, one task a node; the step's own launcher starts
 the processes of a node. It may be preempted, requeued and killed at any moment: the same command goes on from the
-step's checkpoints. Two minutes before its time limit it stops the step itself and asks to be queued again.
+step's checkpoints. Ahead of its time limit, early enough for a last checkpoint, it stops the step itself and asks to be
+queued again.
 """
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from acorn.launch import StepFailed
+from acorn.launch import StepFailed, grace_seconds
 from acorn.recipe import Recipe, Step
 
-GRACE_SECONDS = 120
-"""Between the warning and the time limit: enough to write a checkpoint of a few GB."""
+LEAST_NOTICE = 120
+"""Seconds between the warning and the time limit, at least; Slurm may warn up to 60 s earlier (sbatch's --signal)."""
+BEYOND_GRACE = 60
+"""Seconds of it that are left when the step's own `grace_seconds` are over."""
 FIRST_PORT, PORTS = 20_000, 20_000
 """The rendezvous port follows from the job's number, so that two jobs on one node do not meet."""
 
@@ -100,6 +104,11 @@ def nodes_of(step: Step, wishes: Wishes) -> int:
     return wishes.nodes if wishes.nodes is not None else int(getattr(step.execution, "nodes", 1))
 
 
+def notice_of(step: Step) -> int:
+    """Seconds before the time limit at which the job is told of it."""
+    return max(LEAST_NOTICE, math.ceil(grace_seconds(step.execution)) + BEYOND_GRACE)
+
+
 def gpus_of(step: Step, wishes: Wishes) -> int:
     """GPUs per node: as asked for, else one a process; at least one for `device: cuda`, none for `cpu`, and at most one
     where a stage has a single process.
@@ -131,7 +140,7 @@ def _options(recipe: Recipe, step: Step, nodes: int, wishes: Wishes) -> list[str
         "--output=%x-%j.log",
         "--open-mode=append",
         "--requeue",
-        f"--signal=B:TERM@{GRACE_SECONDS}",
+        f"--signal=B:TERM@{notice_of(step)}",
         *wishes.options,
     ]
 
@@ -149,15 +158,16 @@ def _command(recipe: Recipe, step: Step, nodes: int, wishes: Wishes) -> list[str
 
 
 _STOPPING = (
+    "step=  # the process number of srun, once it runs",
     "stop() {",
     "    trap '' TERM",
     '    state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")',
     '    if [ "$state" = RUNNING ]; then  # the time limit is near: stop the step and queue again',
     '        scancel --signal=TERM "$SLURM_JOB_ID"  # its steps, not this script',
-    '        wait "$step"',
+    '        [ -z "$step" ] || wait "$step"',
     '        scontrol requeue "$SLURM_JOB_ID"',
     "    else  # preempted, requeued or cancelled: Slurm itself stops the step, and knows what comes next",
-    '        wait "$step"',
+    '        [ -z "$step" ] || wait "$step"',
     "    fi",
     "    exit 143",
     "}",

@@ -101,6 +101,29 @@ def test_a_step_that_takes_the_gpus_present_must_be_told_how_many(tmp_path: Path
     assert "--gpus-per-node=2" in options(job(processes, processes.steps["base"], Wishes()))
 
 
+def test_the_warning_comes_early_enough_for_the_grace_that_the_step_has(recipe: Recipe) -> None:
+    for grace, notice in (("10", 120), ("60", 120), ("300.5", 361)):
+        step = load_recipe(recipe.path, [f"base.grace_seconds={grace}"]).steps["base"]
+        assert f"--signal=B:TERM@{notice}" in options(job(recipe, step, Wishes()))
+    assert "--signal=B:TERM@120" in options(job(recipe, recipe.steps["corpus"], Wishes()))
+
+
+def test_a_warning_before_the_step_has_started_queues_the_job_again(recipe: Recipe, tmp_path: Path) -> None:
+    text = job(recipe, recipe.steps["base"], Wishes()).replace("\nsrun ", "\nkill -TERM $$\nsrun ", 1)
+    said = tmp_path / "said"
+    for program, does in {
+        "squeue": "echo RUNNING",
+        "scancel": ":",
+        "srun": ":",
+        "scontrol": f'echo "$@" > {said}',
+    }.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / program).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", text], env=environ, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (143, "") and said.read_text() == "requeue 7\n"
+
+
 def test_jobs_wait_for_those_they_need_also_across_steps_left_out(recipe: Recipe) -> None:
     whole = submission(recipe, list(recipe.steps))
     assert '--dependency=afterok:$job1:$job2 "$here"/base.sbatch' in whole
