@@ -198,6 +198,12 @@ def test_data_stages_are_carried_over_with_their_weights(tmp_path: Path) -> None
     assert check_pretrain(config, execution) == []
 
 
+def test_a_source_that_a_stage_lists_twice_has_the_sum_of_its_weights(tmp_path: Path) -> None:
+    twice = {"dataset_folder": ["/data/web", "/data/code", "/data/web"], "dataset_weights": [0.1, 0.7, 0.2]}
+    recipe = loaded(tmp_path, {"data_stages.0.data.dataset": twice})
+    assert [stage.data for stage in base(recipe)[0].data_stages] == [{"tokens": 0.3, "data-code": 0.7}]
+
+
 def test_data_sets_of_the_hub_are_carried_over(tmp_path: Path) -> None:
     dataset = {
         "hf_dataset_or_datasets": "roneneldan/TinyStories",
@@ -252,6 +258,12 @@ def test_what_the_loader_would_refuse_is_put_right_and_told(tmp_path: Path) -> N
             {"data_stages.0.data.dataset.dataset_folder": ["a", "b"]},
             r"dataset_weights: \[1.0\] is no list of 2 weights",
         ),
+        (
+            {"data_stages.0.data.dataset": {"dataset_folder": ["a", "b"], "dataset_weights": [0, 0.0]}},
+            r"yaml:\d+: data_stages.0.data.dataset.dataset_weights: all weights are 0",
+        ),
+        ({"data_stages.0.data.dataset.dataset_weights": [0]}, r"dataset.dataset_weights: all weights are 0"),
+        ({"data_stages.0.data.dataset": {"dataset_folder": {"a": 0, "b": 0}}}, r"data.dataset: all weights are 0"),
         ({"tokens": GONE}, r"no nanotron config: it has no section tokens .*--config-file"),
     ],
 )
