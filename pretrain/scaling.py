@@ -94,7 +94,7 @@ def turn(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Derived, ...]
         return sheet.config, ()
     depth = dial.depth if dial.depth is not None else depth_for(dial, int(length))
     weights, width = _shape(sheet, dial, depth)
-    per_token = flops_per_token(weights, depth, width, int(length))
+    per_token = layer_flops_per_token(weights, depth, width, int(length))
     tokens = _tokens(sheet, dial, weights, per_token)
     compute = tokens * per_token
     sequences = _batch(sheet, compute, int(length))
@@ -118,8 +118,9 @@ def layer_weights(depth: int, width: int, heads: int, key_value_heads: int, inne
     return depth * (2 * width * width + 2 * width * (width // heads * key_value_heads) + 3 * width * inner)
 
 
-def flops_per_token(weights: int, depth: int, width: int, sequence_length: int) -> int:
-    """Forward and backward, without embedding and head (DeepSeek LLM, section 3.2: M)."""
+def layer_flops_per_token(weights: int, depth: int, width: int, sequence_length: int) -> int:
+    """Forward and backward, without embedding and head (DeepSeek LLM, section 3.2: M); `estimate.flops_per_token` has
+    the head, too."""
     return 6 * weights + 12 * depth * width * sequence_length
 
 
@@ -150,7 +151,7 @@ def _budget(depth: int, dial: Dial, sequence_length: int) -> float:
     width = width_of(depth, dial)
     heads = width // dial.head_dim
     weights = layer_weights(depth, width, heads, heads, feed_forward(width, dial.head_dim))
-    return dial.tokens_per_parameter * weights * flops_per_token(weights, depth, width, sequence_length)
+    return dial.tokens_per_parameter * weights * layer_flops_per_token(weights, depth, width, sequence_length)
 
 
 def _shape(sheet: _Sheet, dial: Dial, depth: int) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pretrain.check import check_pretrain
 from pretrain.config import PretrainConfig, PretrainExecution
 from pretrain.estimate import estimate
-from pretrain.scaling import DERIVES, flops_per_token, layer_weights, optimal_batch, optimal_learning_rate
+from pretrain.scaling import DERIVES, layer_flops_per_token, layer_weights, optimal_batch, optimal_learning_rate
 
 SMALL = {"depth": 4, "aspect_ratio": 16, "head_dim": 16, "tokens_per_parameter": 10}
 
@@ -23,7 +23,7 @@ def turned(dial: dict[str, Any] | None = None, **given: Any) -> PretrainConfig:
 def per_token_of(config: PretrainConfig) -> int:
     depth, width = config.model["num_hidden_layers"], config.model["hidden_size"]
     heads, inner = config.model["num_attention_heads"], config.model["intermediate_size"]
-    return flops_per_token(layer_weights(depth, width, heads, heads, inner), depth, width, config.sequence_length)
+    return layer_flops_per_token(layer_weights(depth, width, heads, heads, inner), depth, width, config.sequence_length)
 
 
 def test_the_width_grows_with_the_depth_in_whole_heads() -> None:
@@ -52,7 +52,7 @@ def test_there_are_twenty_tokens_for_each_weight_of_the_layers() -> None:
 def test_batch_and_learning_rate_follow_deepseeks_laws() -> None:
     config = turned({"depth": 12}, sequence_length=2048)
     weights = layer_weights(12, 768, 12, 12, 2048)
-    compute = 20 * weights * flops_per_token(weights, 12, 768, 2048)
+    compute = 20 * weights * layer_flops_per_token(weights, 12, 768, 2048)
     assert compute == pytest.approx(1.26e18, rel=0.01)
     best = 0.2920 * compute**0.3271
     assert config.tokens_per_step == 2048 * 128 == 2 ** round(math.log2(best))
