@@ -108,7 +108,7 @@ def _slurm(target: argparse.ArgumentParser) -> None:
     _recipe(target, "slurm")
     target.add_argument("--step", metavar="NAME", action="append", help="this step (repeatable; default: all)")
     target.add_argument("--nodes", type=int, metavar="N", help="for launched steps (default: their execution.nodes)")
-    target.add_argument("--gpus", type=int, metavar="N", help="per node (default: execution.processes)")
+    target.add_argument("--gpus", type=int, metavar="N", help="per node (default: one a process)")
     more = "one more option of sbatch, as --sbatch=--partition=gpu (repeatable)"
     target.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help=more)
     target.add_argument("--out", metavar="FOLDER", help="default: slurm/<recipe name>")

@@ -112,7 +112,8 @@ def stage(options: Namespace) -> int:
 
 def pretrain(options: Namespace) -> int:
     """A recipe's pre-training, or a nanotron config to import."""
-    given = [name for name, value in (("--set", options.overrides), ("--step", options.step)) if value]
+    unused = {"--set": options.overrides, "--step": options.step, "--depth": options.depth, "--flops": options.flops}
+    given = [name for name, value in unused.items() if value]
     if options.original is None and options.recipe is None:
         raise StepFailed("nothing to do: name a recipe, or a nanotron config with --import FILE")
     if options.original is None and options.out is not None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ from acorn.devices import Device
 from acorn.launch import process_count
 from acorn.plan import PlanRow
 from acorn.recipe import Recipe, Step
-from registry import Registry
+from registry import Artifact, Registry
 
 ASSUMED_MFU = 0.4
 """Of the devices' best, for the hours; what `train/mfu` of a run of your own says is the better figure."""
@@ -40,7 +40,7 @@ def costs(
 ) -> list[Cost]:
     """One for each step whose stage can estimate it. `devices`: a kind and how many, one process on each; without it
     as many processes as the step would start here."""
-    made = {row.step: row for row in rows}
+    made = {row.step: row.artifact for row in rows}
     return [
         _cost(recipe, registry, step, made, devices, mfu)
         for step in recipe.steps.values()
@@ -48,26 +48,43 @@ def costs(
     ]
 
 
-def _cost(
-    recipe: Recipe,
-    registry: Registry,
-    step: Step,
-    made: dict[str, PlanRow],
-    devices: tuple[Device, int] | None,
-    mfu: float,
-) -> Cost:
-    processes = devices[1] if devices else process_count(step.execution) * getattr(step.execution, "nodes", 1)
+def figures_of(
+    recipe: Recipe, registry: Registry, step: Step, made: Mapping[str, Artifact | None], processes: int | None = None
+) -> dict[str, Any]:
+    """What the stage of `step`, which must have a `cost`, says of it. `made`: artifacts by step, of those there are;
+    `processes`: default as many as the step would start here.
+
+    Raises ValueError for processes that do not fit, UnknownArtifact for an `@name` that the registry has not.
+    """
+    assert step.stage.cost is not None
     inputs, made_by = {}, {}
     for role, source in step.inputs.items():
         if source.startswith("@"):
             inputs[role] = registry.get(source[1:]).path
             continue
         made_by[role] = recipe.steps[source].identity
-        if (artifact := made[source].artifact) is not None:
+        if (artifact := made.get(source)) is not None:
             inputs[role] = artifact.path
-    assert step.stage.cost is not None
+    count = _processes(step) if processes is None else processes
+    figures: dict[str, Any] = step.stage.load(step.stage.cost)(step.identity, step.execution, count, inputs, made_by)
+    return figures
+
+
+def _processes(step: Step) -> int:
+    return process_count(step.execution) * int(getattr(step.execution, "nodes", 1))
+
+
+def _cost(
+    recipe: Recipe,
+    registry: Registry,
+    step: Step,
+    made: Mapping[str, Artifact | None],
+    devices: tuple[Device, int] | None,
+    mfu: float,
+) -> Cost:
+    processes = devices[1] if devices else _processes(step)
     try:
-        figures = step.stage.load(step.stage.cost)(step.identity, step.execution, processes, inputs, made_by)
+        figures = figures_of(recipe, registry, step, made, processes)
     except ValueError as error:
         return Cost(step.name, processes, notes=(str(error),))
     return _on(devices, mfu, step.name, processes, figures)

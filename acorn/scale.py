@@ -7,14 +7,13 @@ is begun, and shown beside what was then measured.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from acorn.check import library_faults
+from acorn.costs import figures_of
 from acorn.dial import CannotTurn, chosen
 from acorn.launch import StepFailed
 from acorn.law import LEAST_POINTS, fit, predict
@@ -91,16 +90,22 @@ def run_series(
 ) -> dict[str, Any]:
     """Train what is missing and return the figures; `report` has them once predicted, and once measured.
 
-    Raises what `run_recipe` raises, and RecipeError for what nanotron would refuse.
+    Raises what `run_recipe` raises, RecipeError for what nanotron would refuse, UnknownArtifact for an input that the
+    registry has not, both before anything is trained, and StepFailed for losses that no law can be fitted to.
     """
     faults = library_faults(series.recipe, registry.home)
     if faults:
         raise RecipeError(faults)
+    for source in {source for step in series.recipe.steps.values() for source in step.inputs.values()}:
+        if source.startswith("@"):
+            registry.get(source[1:])
     *below, last = series.depths
     small = [name for name in series.recipe.steps if name != series.name(last)]
     made = run_recipe(series.recipe, registry, tell, small)
     trained = [_size(series, depth, made) for depth in below]
-    figures = _figures(series, trained, _compute(series, last, made))
+    # FLOPs of the size that is not trained yet, counted as its ledger will count them.
+    compute = figures_of(series.recipe, registry, series.recipe.steps[series.name(last)], made)["flops"]
+    figures = _figures(series, trained, float(compute))
     report(figures)
     made = run_recipe(series.recipe, registry, tell, [series.name(last)])
     figures["measured"] = _measured(figures, _size(series, last, made))
@@ -165,18 +170,16 @@ def _size(series: Series, depth: int, made: dict[str, Artifact]) -> Size:
     )
 
 
-def _compute(series: Series, depth: int, made: dict[str, Artifact]) -> float:
-    """FLOPs of a size that is not trained yet, counted as its ledger will count them."""
-    step = series.recipe.steps[series.name(depth)]
-    vocabulary = json.loads((made[step.inputs["tokens"]].path / "meta.json").read_text())["vocab_size"]
-    cost = import_module(f"{step.stage.package}.estimate").estimate(step.identity, vocabulary)
-    return float(cost["flops"])
-
-
 def _figures(series: Series, trained: Sequence[Size], compute: float) -> dict[str, Any]:
     """Everything that the page shows, as plain data, with `measured` still to come."""
     points = [(float(size.flops), size.loss) for size in trained]
-    law, prediction = fit(points), predict(points, compute)
+    try:
+        law, prediction = fit(points), predict(points, compute)
+    except ValueError as error:
+        raise StepFailed(
+            f"no law fits the sizes {', '.join(series.name(size.depth) for size in trained)}: {error}; they are in the "
+            "registry, leave out with --depths what went wrong"
+        ) from error
     last = series.depths[-1]
     return {
         "recipe": series.recipe.name,

@@ -2,21 +2,25 @@
 
 A job runs the same `acorn run RECIPE --only STEP` as a person would, one task a node; the step's own launcher starts
 the processes of a node. It may be preempted, requeued and killed at any moment: the same command goes on from the
-step's checkpoints. Two minutes before its time limit it stops the step itself and asks to be queued again.
+step's checkpoints. Ahead of its time limit, early enough for a last checkpoint, it stops the step itself and asks to be
+queued again.
 """
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from acorn.launch import StepFailed
+from acorn.launch import StepFailed, grace_seconds
 from acorn.recipe import Recipe, Step
 
-GRACE_SECONDS = 120
-"""Between the warning and the time limit: enough to write a checkpoint of a few GB."""
+LEAST_NOTICE = 120
+"""Seconds between the warning and the time limit, at least; Slurm may warn up to 60 s earlier (sbatch's --signal)."""
+BEYOND_GRACE = 60
+"""Seconds of it that are left when the step's own `grace_seconds` are over."""
 FIRST_PORT, PORTS = 20_000, 20_000
 """The rendezvous port follows from the job's number, so that two jobs on one node do not meet."""
 
@@ -28,7 +32,7 @@ class Wishes:
     nodes: int | None = None
     """For the steps that a launcher starts; default: their own execution.nodes."""
     gpus: int | None = None
-    """Per node; default: execution.processes of a step that is not on the CPU."""
+    """Per node; default: as a step's own execution says, see `gpus_of`."""
     options: Sequence[str] = ()
     """More sbatch options, as `--partition=gpu`, for every job."""
     repeated: Sequence[str] = ()
@@ -46,11 +50,12 @@ class Wishes:
 def write_jobs(recipe: Recipe, names: Sequence[str], wishes: Wishes, folder: Path) -> list[Path]:
     """Write `<step>.sbatch` for each step and `submit.sh` into `folder`; their paths, `submit.sh` last.
 
-    They are to be submitted from the folder that `recipe.path` is seen from.
+    They are to be submitted from the folder that `recipe.path` is seen from. Raises StepFailed, with nothing written,
+    for a step of which nobody says how many GPUs it wants.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     texts = {f"{name}.sbatch": job(recipe, recipe.steps[name], wishes) for name in names}
     texts["submit.sh"] = submission(recipe, names)
+    folder.mkdir(parents=True, exist_ok=True)
     for file, text in texts.items():
         (folder / file).write_text(text, encoding="utf-8")
     (folder / "submit.sh").chmod(0o755)
@@ -99,13 +104,30 @@ def nodes_of(step: Step, wishes: Wishes) -> int:
     return wishes.nodes if wishes.nodes is not None else int(getattr(step.execution, "nodes", 1))
 
 
+def notice_of(step: Step) -> int:
+    """Seconds before the time limit at which the job is told of it."""
+    return max(LEAST_NOTICE, math.ceil(grace_seconds(step.execution)) + BEYOND_GRACE)
+
+
 def gpus_of(step: Step, wishes: Wishes) -> int:
-    """GPUs per node: none for a step on the CPU, one where a single process may use one."""
+    """GPUs per node: as asked for, else one a process; at least one for `device: cuda`, none for `cpu`, and at most one
+    where a stage has a single process.
+
+    Raises StepFailed for a launched step with `device: auto` that leaves it to the GPUs present, of which Slurm gives
+    none to a job that does not ask: it would train on the CPU.
+    """
     if step.execution.device == "cpu" or not step.stage.imports_torch:
         return 0
-    processes = getattr(step.execution, "processes", None)
-    wanted = wishes.gpus if wishes.gpus is not None else int(processes or 0)
-    return min(wanted, 1) if step.stage.launcher == "python" else wanted
+    wanted = wishes.gpus if wishes.gpus is not None else getattr(step.execution, "processes", None)
+    launched = step.stage.launcher != "python"
+    if step.execution.device == "cuda":
+        wanted = max(1, wanted or 0)
+    elif wanted is None and launched:
+        raise StepFailed(
+            f"step '{step.name}' takes the GPUs present, and Slurm has to be told how many: give --gpus N (a node; 0 "
+            f"for none), or --set {step.name}.processes=N, or --set {step.name}.device=cpu"
+        )
+    return int(wanted or 0) if launched else min(int(wanted or 0), 1)
 
 
 def _options(recipe: Recipe, step: Step, nodes: int, wishes: Wishes) -> list[str]:
@@ -118,7 +140,7 @@ def _options(recipe: Recipe, step: Step, nodes: int, wishes: Wishes) -> list[str
         "--output=%x-%j.log",
         "--open-mode=append",
         "--requeue",
-        f"--signal=B:TERM@{GRACE_SECONDS}",
+        f"--signal=B:TERM@{notice_of(step)}",
         *wishes.options,
     ]
 
@@ -136,15 +158,16 @@ def _command(recipe: Recipe, step: Step, nodes: int, wishes: Wishes) -> list[str
 
 
 _STOPPING = (
+    "step=  # the process number of srun, once it runs",
     "stop() {",
     "    trap '' TERM",
     '    state=$(squeue --noheader --format=%T --jobs="$SLURM_JOB_ID")',
     '    if [ "$state" = RUNNING ]; then  # the time limit is near: stop the step and queue again',
     '        scancel --signal=TERM "$SLURM_JOB_ID"  # its steps, not this script',
-    '        wait "$step"',
+    '        [ -z "$step" ] || wait "$step"',
     '        scontrol requeue "$SLURM_JOB_ID"',
     "    else  # preempted, requeued or cancelled: Slurm itself stops the step, and knows what comes next",
-    '        wait "$step"',
+    '        [ -z "$step" ] || wait "$step"',
     "    fi",
     "    exit 143",
     "}",

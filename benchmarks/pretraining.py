@@ -1,7 +1,8 @@
 """Toy runs of the stage `pretrain` without a registry, each rank a fork of a process that has imported everything.
 
 The imports of one rank cost 6 s of CPU, a fork 30 ms: with dozens of short runs that is most of the time.
-The parent must not touch CUDA, which no child would survive; `Fleet` only imports.
+The parent must not touch CUDA, which no child would survive; `Fleet` only imports. A process has one nanotron: where it
+depends on the dtype (flash-attn on CUDA knows bfloat16 alone) each rank imports its own, behind torch's 4 s.
 """
 
 from __future__ import annotations
@@ -92,12 +93,13 @@ class Fleet:
         """`threads`: of each rank."""
         os.environ |= {"WANDB_MODE": "disabled", "PYTORCH_NVML_BASED_CUDA_CHECK": "1", "OMP_NUM_THREADS": str(threads)}
         warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, to nanotron's authors
-        compat.install(device, flash=False)
         import torch._dynamo  # noqa: F401  (the first optimizer of a process does, for 4 s)
 
-        import pretrain.nanotron
-        import pretrain.run  # noqa: F401
+        import pretrain.run
 
+        if not compat.uses_flash_attention(device, "bfloat16"):
+            compat.install(device, flash=False)
+            import pretrain.nanotron  # noqa: F401
         self._context = multiprocessing.get_context("fork")
 
     def start(self, job: Job, ranks: int = 1, bucket_mb: float | None = None) -> list[BaseProcess]:
@@ -150,12 +152,15 @@ def _be_a_rank(job: Job, environ: dict[str, str], bucket_mb: float | None) -> No
     with (job.scratch / f"rank{environ['RANK']}.log").open("w") as log:
         os.dup2(log.fileno(), 1)
         os.dup2(log.fileno(), 2)
-    from pretrain.nanotron import Trainer
     from pretrain.run import run
 
-    if bucket_mb is not None:
-        Trainer._init_model = _with_buckets(Trainer._init_model, bucket_mb)
     try:
+        if bucket_mb is not None:
+            device = job.device()
+            compat.install(device, compat.uses_flash_attention(device, job.config.dtype))
+            from pretrain.nanotron import Trainer
+
+            Trainer._init_model = _with_buckets(Trainer._init_model, bucket_mb)
         run(job)
     except SystemExit:
         raise

@@ -138,11 +138,7 @@ def cost(
     `inputs`: folders of the inputs that are there, `made_by`: configs of the steps that make them. Where neither tells
     the vocabulary, `note` says that embedding and head are missing. Raises ValueError for processes that do not fit.
     """
-    vocabulary = getattr(made_by.get("tokenizer"), "vocab_size", None)
-    if getattr(made_by.get("tokenizer"), "pretrained", None) is not None:
-        vocabulary = None
-    if "tokens" in inputs:
-        vocabulary = json.loads((inputs["tokens"] / "meta.json").read_text())["vocab_size"]
+    vocabulary = _rows(inputs, made_by)
     split = split_batch(identity, execution, processes)
     figures: dict[str, Any] = estimate(identity, vocabulary)
     figures["memory_bytes"] = memory_bytes(identity, execution, split, vocabulary or 0)
@@ -150,3 +146,14 @@ def cost(
     if vocabulary is None:
         figures["note"] = "without embedding and head: the vocabulary is known once the tokenizer is built"
     return figures
+
+
+def _rows(inputs: Mapping[str, Path], made_by: Mapping[str, Any]) -> int | None:
+    """Rows of the embedding, if they are known: those of the input model, which may have spare ones, as in
+    `inputs.vocabulary`; else the tokenizer's entries."""
+    if "model" in inputs:
+        return int(json.loads((inputs["model"] / "config.json").read_text())["vocab_size"])
+    if "tokens" in inputs:
+        return int(json.loads((inputs["tokens"] / "meta.json").read_text())["vocab_size"])
+    tokenizer = made_by.get("tokenizer")
+    return None if getattr(tokenizer, "pretrained", None) is not None else getattr(tokenizer, "vocab_size", None)

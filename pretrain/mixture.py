@@ -1,12 +1,12 @@
 """Which token set each sequence of a run comes from.
 
 A data stage gives every set (an input role) a weight. Think of each set as sending its m-th sequence at time (m - 1/2)
-/ weight; the run takes them in the order of time (ties: in the recipe's order). This is the apportionment method of
-Sainte-Laguë: whatever the moment, a set with weight w of k sets is within 1/2 + w * k / 2 sequences of its exact share,
-so every batch holds the mixture and none is left to chance. All windows have one length, so weights over sequences are
-weights over tokens. Sequence number n is a function of the config alone: neither the number of processes nor the
-micro-batch size nor a resume changes it. Plain Python on whole numbers: exact; 3, 8 and 120 microseconds a sequence for
-2, 7 and 40 sets.
+/ weight; the run takes them in the order of time (ties: in the order of the sets' names). This is the apportionment
+method of Sainte-Laguë: whatever the moment, a set with weight w of k sets is within 1/2 + w * k / 2 sequences of its
+exact share, so every batch holds the mixture and none is left to chance. All windows have one length, so weights over
+sequences are weights over tokens. Sequence number n is a function of the config alone, as the key sees it: neither the
+order in which a recipe writes the sets nor the number of processes nor the micro-batch size nor a resume changes it.
+Plain Python on whole numbers: exact; 3, 8 and 120 microseconds a sequence for 2, 7 and 40 sets.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Shares:
     """One stage's weights as whole numbers; 0.1 means a tenth, not the binary number nearest to it."""
 
     def __init__(self, weights: Mapping[str, float]) -> None:
-        exact = {role: Fraction(str(weight)) for role, weight in weights.items()}
+        # Sorted, as in the key: `next` gives a tie to the set that stands first.
+        exact = {role: Fraction(str(weight)) for role, weight in sorted(weights.items())}
         unit = lcm(*(weight.denominator for weight in exact.values()))
         self._parts = {role: int(weight * unit) for role, weight in exact.items()}
         self._whole = sum(self._parts.values())

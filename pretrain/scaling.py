@@ -94,7 +94,7 @@ def turn(config: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[Derived, ...]
         return sheet.config, ()
     depth = dial.depth if dial.depth is not None else depth_for(dial, int(length))
     weights, width = _shape(sheet, dial, depth)
-    per_token = flops_per_token(weights, depth, width, int(length))
+    per_token = layer_flops_per_token(weights, depth, width, int(length))
     tokens = _tokens(sheet, dial, weights, per_token)
     compute = tokens * per_token
     sequences = _batch(sheet, compute, int(length))
@@ -118,8 +118,9 @@ def layer_weights(depth: int, width: int, heads: int, key_value_heads: int, inne
     return depth * (2 * width * width + 2 * width * (width // heads * key_value_heads) + 3 * width * inner)
 
 
-def flops_per_token(weights: int, depth: int, width: int, sequence_length: int) -> int:
-    """Forward and backward, without embedding and head (DeepSeek LLM, section 3.2: M)."""
+def layer_flops_per_token(weights: int, depth: int, width: int, sequence_length: int) -> int:
+    """Forward and backward, without embedding and head (DeepSeek LLM, section 3.2: M); `estimate.flops_per_token` has
+    the head, too."""
     return 6 * weights + 12 * depth * width * sequence_length
 
 
@@ -150,25 +151,25 @@ def _budget(depth: int, dial: Dial, sequence_length: int) -> float:
     width = width_of(depth, dial)
     heads = width // dial.head_dim
     weights = layer_weights(depth, width, heads, heads, feed_forward(width, dial.head_dim))
-    return dial.tokens_per_parameter * weights * flops_per_token(weights, depth, width, sequence_length)
+    return dial.tokens_per_parameter * weights * layer_flops_per_token(weights, depth, width, sequence_length)
 
 
 def _shape(sheet: _Sheet, dial: Dial, depth: int) -> tuple[int, int]:
     """Settle the model's sizes; weights of its layers, and its width."""
     by = "dial.depth" if dial.depth is not None else f"the depth whose own budget is nearest to {dial.flops:.3g} FLOPs"
-    layers = sheet.settle("model.num_hidden_layers", depth, by)
+    layers = sheet.size("model.num_hidden_layers", depth, by)
     if layers != depth:
         raise ValueError(
             f"model.num_hidden_layers is {layers} and the dial's depth {depth}: leave num_hidden_layers out, or turn "
             f"the dial with --depth, which drops the sizes that the recipe gives"
         )
     why = f"{dial.aspect_ratio} x depth, in heads of {dial.head_dim}: a constant width per layer, as nanochat"
-    width = sheet.settle("model.hidden_size", width_of(depth, dial), why)
+    width = sheet.size("model.hidden_size", width_of(depth, dial), why)
     why = f"one per {dial.head_dim} of width"
-    heads = sheet.settle("model.num_attention_heads", max(1, width // dial.head_dim), why)
-    shared = sheet.settle("model.num_key_value_heads", heads, "as many as heads: no sharing")
+    heads = sheet.size("model.num_attention_heads", max(1, width // dial.head_dim), why)
+    shared = sheet.size("model.num_key_value_heads", heads, "as many as heads: no sharing")
     why = f"8/3 of the width, up to a multiple of {dial.head_dim}: SwiGLU at equal weights (arXiv:2002.05202)"
-    inner = sheet.settle("model.intermediate_size", feed_forward(width, dial.head_dim), why)
+    inner = sheet.size("model.intermediate_size", feed_forward(width, dial.head_dim), why)
     why = "1 / sqrt(width), as SmolLM2's runs have it"
     sheet.settle("init_std", _rounded(width**-0.5), why)
     return layer_weights(depth, width, heads, shared, inner), width
@@ -200,7 +201,7 @@ def _batch(sheet: _Sheet, compute: float, length: int) -> int:
     best = optimal_batch(compute)
     sequences = 1 << max(0, round(math.log2(best / length)))
     why = f"0.2920 C^0.3271 = {best:,.0f} tokens at C = {compute:.3g} (DeepSeek LLM, arXiv:2401.02954); power of two"
-    return int(sheet.settle("global_batch_size", sequences, why))
+    return int(sheet.size("global_batch_size", sequences, why))
 
 
 def _steps(sheet: _Sheet, dial: Dial, tokens: float, per_step: int) -> int:
@@ -268,8 +269,12 @@ class _Sheet:
         if block.get(name) is None:
             block[name] = value
             self.derived.append(Derived(path, value, why))
-            return value
-        return self.given(path) if isinstance(value, int) else block[name]
+        return block[name]
+
+    def size(self, path: str, value: int, why: str) -> Any:
+        """`settle` for a number that others are derived from. Raises ValueError for one that no size could have."""
+        self.settle(path, value, why)
+        return self.given(path)
 
     def _at(self, path: str) -> tuple[dict[str, Any], str]:
         head, _, rest = path.partition(".")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from decimal import Decimal
 from typing import Any
 
 from pretrain.config import OTHER_INPUTS, TOKENS
@@ -61,7 +62,10 @@ def read_data(original: Original, train_steps: int) -> Data:
     data = Data()
     places = _places(original, train_steps)
     for place, start in places:
-        weights = {_role_of(data, sources): weight for sources, weight in _weighted(original, f"{place}.dataset")}
+        weights: dict[str, float] = {}
+        for sources, weight in _weighted(original, f"{place}.dataset"):
+            role = _role_of(data, sources)  # a source that is listed twice is one set
+            weights[role] = float(Decimal(str(weights.get(role, 0))) + Decimal(str(weight)))  # 0.1 + 0.2 = 0.3
         name = original.value(f"{place.removesuffix('.data')}.name") if place != "data" else None
         data.stages.append({"name": str(name or f"stage {start}"), "start_training_step": start, "data": weights})
     mixed = len(data.sets) > 1
@@ -98,13 +102,16 @@ def _places(original: Original, train_steps: int) -> list[tuple[str, int]]:
 
 
 def _weighted(original: Original, at: str) -> list[tuple[list[Source], float]]:
-    """The token sets of one stage and their weights."""
+    """The token sets of one stage and their weights. Raises CannotImport for weights that say nothing."""
     sources, by_name = _sources(original, at)
-    listed = original.value(f"{at}.dataset_weights")
+    path = f"{at}.dataset_weights"
+    listed = original.value(path)
     weights = by_name if listed is None else listed
+    if sources and isinstance(weights, list) and weights and not any(weights):
+        message = "all weights are 0, so nothing would be read; give one set a weight above 0"
+        raise original.refusal(at if listed is None else path, message)
     if weights is None or len(sources) < 2:
         return [(sources, 1.0)] if sources else []
-    path = f"{at}.dataset_weights"
     if not isinstance(weights, list) or len(weights) != len(sources):
         raise original.refusal(path, f"{short(repr(weights))} is no list of {len(sources)} weights; correct it")
     for weight in weights:

@@ -9,7 +9,7 @@ FROM_SCRATCH = (
     "the weights begin at random, as acorn reads no nanotron checkpoints: to go on from a model, bring it with a "
     "hub_model step and make that the base step's input `model`"
 )
-UNSUPERVISED = "nanotron 0.4 does not act on it; set execution.validation_interval for validation passes"
+UNSUPERVISED = "nanotron 0.4 does not act on it; acorn's validation passes read validation.bin whole"
 
 HARMLESS = {
     "general.project": "the tracker's project is WANDB_PROJECT",
@@ -38,14 +38,13 @@ HARMLESS = {
     "model.model_config._fused_rotary_emb": "nanotron 0.4 has no such field; chosen by device and dtype",
     "model.model_config._use_qkv_packed": "nanotron 0.4 has no such field; chosen by device and dtype",
     "model.model_config.ring_attn_heads_k_stride": "nanotron 0.4 has no ring attention",
-    "parallelism.recompute_layer": "nanotron 0.4 cannot recompute activations by itself; execution.recompute does",
     "parallelism.tp_recompute_allgather": "nanotron 0.4 has no such field; it costs memory, not the result",
     "parallelism.tp_linear_async_communication": "it fails or trains wrongly in nanotron 0.4; slower without",
     "parallelism.expert_parallel_size": "the model has no experts",
     "parallelism.moe_layer_recompute": "nanotron 0.4 has no such field; the model has no experts",
     "parallelism.context_parallel_size": "nanotron 0.4 does not split sequences; processes are dp x tp x pp",
     "tokenizer.tokenizer_max_length": "documents are cut into sequences, whatever their length",
-    "tokens.val_check_interval": UNSUPERVISED,
+    "tokens.val_check_interval": "no interval: acorn makes one validation pass, at the end",
     "tokens.limit_val_batches": UNSUPERVISED,
     "tokens.limit_test_batches": UNSUPERVISED,
     "profiler": "acorn does not profile; the speed is logged as train/tokens_per_second",

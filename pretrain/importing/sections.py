@@ -166,6 +166,10 @@ def execution(original: Original, world: int) -> Block:
     }.items():
         if original.typed(path, int):  # nanotron takes 0 for never
             original.carry(path, int, block, name, f"as execution.{name}")
+    original.carry("parallelism.recompute_layer", bool, block, "recompute", "as execution.recompute")
+    validation = "tokens.val_check_interval"
+    if original.value(validation) not in (-1, 0):  # nanotron's words for never
+        original.carry(validation, int, block, "validation_interval", "as execution.validation_interval")
     return block
 
 

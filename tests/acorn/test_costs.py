@@ -17,7 +17,7 @@ from acorn.devices import by_driver_name, parse
 from acorn.plan import plan
 from acorn.recipe import load_recipe
 from pretrain.config import PretrainConfig, PretrainExecution
-from pretrain.estimate import cost
+from pretrain.estimate import cost, estimate
 from registry import Registry
 
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -106,6 +106,16 @@ def test_a_built_tokenizer_counts_with_its_own_vocabulary(tmp_path: Path) -> Non
     identity, execution = PretrainConfig.model_validate(CONFIG), PretrainExecution(device="cpu")
     known = cost(identity, execution, 1, {"tokens": tmp_path}, {})
     assert known["parameters"] == figures()["parameters"] + 64 * 1000 and "note" not in known
+
+
+def test_an_input_model_counts_with_the_rows_that_it_has(tmp_path: Path) -> None:
+    (tmp_path / "meta.json").write_text(json.dumps({"vocab_size": 1000}))
+    (tmp_path / "config.json").write_text(json.dumps({"vocab_size": 1024}))
+    identity, execution = PretrainConfig.model_validate(CONFIG), PretrainExecution(device="cpu")
+    known = cost(identity, execution, 1, {"tokens": tmp_path, "model": tmp_path}, {})
+    assert {name: known[name] for name in ("parameters", "flops")} == {
+        name: estimate(identity, 1024)[name] for name in ("parameters", "flops")
+    }
 
 
 def test_the_command_takes_a_device_and_imports_no_torch(tmp_path: Path) -> None:

@@ -67,6 +67,7 @@ def test_a_file_that_is_there_is_not_overwritten(capsys: pytest.CaptureFixture[s
         ([], "name a recipe, or a nanotron config with --import FILE"),
         (["recipe.yaml", "--import", "absent.yaml"], "recipe.yaml: --import makes a recipe and runs none"),
         (["--import", "absent.yaml", "--set", "base.steps=3"], "--set: --import makes a recipe and runs none"),
+        (["--import", "absent.yaml", "--depth", "3"], "--depth: --import makes a recipe and runs none"),
         (["recipe.yaml", "--out", "other.yaml"], "--out goes with --import FILE"),
     ],
 )

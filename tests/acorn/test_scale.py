@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,8 @@ from acorn.plan import plan
 from acorn.recipe import load_recipe
 from acorn.report.scaling import render
 from acorn.run import StepEvent
-from acorn.scale import depths_of, make_series, run_series
-from registry import Registry
+from acorn.scale import Size, _figures, depths_of, make_series, run_series
+from registry import Registry, RegistryError
 from tests.acorn.test_recipe import GOOD, write
 from tests.acorn.test_report import Page
 
@@ -80,6 +81,34 @@ def test_a_size_is_the_recipes_own_step_at_that_depth(ran: Any) -> None:
     path, registry, _, reports = ran
     [row] = [row for row in plan(load_recipe(path), registry) if row.step == "base"]
     assert row.status == "hit" and row.key == reports[1]["measured"]["key"]
+
+
+def test_a_series_on_tokens_that_the_registry_has_already(ran: Any, tmp_path: Path) -> None:
+    _, registry, _, reports = ran
+    by_name = BASE.replace("tokens: tokens,", 'tokens: "@tiny/tokens",').replace(": tokenizer}", ': "@tiny/tokenizer"}')
+    series = make_series(write(tmp_path, f"name: tiny\nsteps:\n{by_name}"), (), None, None, None)
+    events: EVENTS = []
+    figures = run_series(series, registry, events.append, lambda _: None)
+    assert [event.kind for event in events] == ["hit"] * 4
+    assert figures["next"] == reports[1]["next"] and figures["measured"] == reports[1]["measured"]
+
+
+def test_an_input_that_the_registry_has_not_is_missed_before_anything_runs(ran: Any, tmp_path: Path) -> None:
+    path = write(tmp_path, GOOD + BASE.replace(": tokenizer}", ': "@tiny/nowhere"}'))
+    events: EVENTS = []
+    with pytest.raises(RegistryError, match="tiny/nowhere"):
+        run_series(make_series(path, (), None, None, None), ran[1], events.append, lambda _: None)
+    assert events == []
+
+
+def test_losses_that_no_law_fits_are_told_in_a_sentence(ran: Any) -> None:
+    path, _, _, reports = ran
+    sizes = [Size(**{name: one[name] for name in Size.__dataclass_fields__}) for one in reports[1]["sizes"]]
+    series = make_series(path, (), None, None, None)
+    with pytest.raises(StepFailed, match=r"no law fits the sizes base-d1, base-d2, base-d3: .* finite .* --depths"):
+        _figures(series, [replace(sizes[0], loss=float("nan")), *sizes[1:]], 1e9)
+    with pytest.raises(StepFailed, match="too few"):
+        _figures(series, [replace(one, flops=10**9) for one in sizes], 1e10)
 
 
 def test_the_page_shows_prediction_and_measurement_and_asks_for_nothing(ran: Any, tmp_path: Path) -> None:

@@ -71,6 +71,59 @@ def test_what_the_recipe_says_of_execution_is_asked_of_slurm(recipe: Recipe) -> 
     assert "--nodes=1" in corpus and not any(option.startswith("--gpus") for option in corpus)
 
 
+EVALUATION = """
+  scores:
+    stage: evaluate
+    inputs: {corpus: corpus, base: base}
+    config: {problems_per_level: 1}
+    execution: {device: cuda}
+"""
+
+
+def test_a_step_on_cuda_asks_for_a_gpu_also_where_its_processes_are_not_said(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, GOOD + BASE.replace("device: cpu", "device: cuda") + EVALUATION))
+    for name in ("base", "scores"):
+        assert "--gpus-per-node=1" in options(job(recipe, recipe.steps[name], Wishes()))
+        assert "--gpus-per-node=1" in options(job(recipe, recipe.steps[name], Wishes(gpus=0)))
+    assert "--gpus-per-node=8" in options(job(recipe, recipe.steps["base"], Wishes(gpus=8)))
+    assert "--gpus-per-node=1" in options(job(recipe, recipe.steps["scores"], Wishes(gpus=8)))
+
+
+def test_a_step_that_takes_the_gpus_present_must_be_told_how_many(tmp_path: Path) -> None:
+    path, out = write(tmp_path, GOOD + BASE.replace("device: cpu, ", "")), tmp_path / "jobs"
+    step = load_recipe(path).steps["base"]
+    with pytest.raises(StepFailed, match=r"step 'base' takes the GPUs present.*--gpus N.*base\.processes=N"):
+        job(load_recipe(path), step, Wishes())
+    assert main(["slurm", str(path), "--out", str(out)]) == 1 and not out.exists()
+    assert main(["slurm", str(path), "--out", str(out), "--gpus", "0"]) == 0
+    assert not any(option.startswith("--gpus") for option in options((out / "base.sbatch").read_text()))
+    processes = load_recipe(path, ["base.processes=2"])
+    assert "--gpus-per-node=2" in options(job(processes, processes.steps["base"], Wishes()))
+
+
+def test_the_warning_comes_early_enough_for_the_grace_that_the_step_has(recipe: Recipe) -> None:
+    for grace, notice in (("10", 120), ("60", 120), ("300.5", 361)):
+        step = load_recipe(recipe.path, [f"base.grace_seconds={grace}"]).steps["base"]
+        assert f"--signal=B:TERM@{notice}" in options(job(recipe, step, Wishes()))
+    assert "--signal=B:TERM@120" in options(job(recipe, recipe.steps["corpus"], Wishes()))
+
+
+def test_a_warning_before_the_step_has_started_queues_the_job_again(recipe: Recipe, tmp_path: Path) -> None:
+    text = job(recipe, recipe.steps["base"], Wishes()).replace("\nsrun ", "\nkill -TERM $$\nsrun ", 1)
+    said = tmp_path / "said"
+    for program, does in {
+        "squeue": "echo RUNNING",
+        "scancel": ":",
+        "srun": ":",
+        "scontrol": f'echo "$@" > {said}',
+    }.items():
+        (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
+        (tmp_path / program).chmod(0o755)
+    environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
+    done = subprocess.run(["bash", "-c", text], env=environ, capture_output=True, text=True, timeout=20, check=False)
+    assert (done.returncode, done.stderr) == (143, "") and said.read_text() == "requeue 7\n"
+
+
 def test_jobs_wait_for_those_they_need_also_across_steps_left_out(recipe: Recipe) -> None:
     whole = submission(recipe, list(recipe.steps))
     assert '--dependency=afterok:$job1:$job2 "$here"/base.sbatch' in whole

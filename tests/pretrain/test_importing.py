@@ -61,6 +61,7 @@ def test_a_published_config_becomes_a_recipe_that_loads_and_that_nanotron_accept
     assert config.optimizer["adam_beta2"] == 0.95 and config.optimizer["weight_decay"] == 0.01
     assert (execution.processes, execution.nodes, execution.micro_batch_size) == (8, 8, 8)
     assert (execution.zero_stage, execution.checkpoint_interval, execution.log_interval) == (0, 2000, 1)
+    assert (execution.recompute, execution.validation_interval) == (False, 1000)
     assert execution.parallelism == {"tp": 1, "pp": 1, "pp_engine": "1f1b", "tp_mode": "REDUCE_SCATTER"}
     assert estimate(config, 49152)["parameters"] == 134_515_008  # of the published weights
     assert check_pretrain(config, execution) == []
@@ -109,7 +110,9 @@ def test_what_trains_something_else_is_marked_so_and_kept_in_the_recipe(
         ("optimizer.zero_stage", 3, "replaced", "by execution.zero_stage 1"),
         ("parallelism.tp_linear_async_communication", True, "left out", "trains wrongly"),
         ("parallelism.tp_recompute_allreduce", True, "left out", "ParallelismArgs has no such field"),
-        ("parallelism.recompute_layer", True, "left out", "cannot recompute"),
+        ("parallelism.recompute_layer", True, "carried over", "as execution.recompute"),
+        ("tokens.val_check_interval", 500, "carried over", "as execution.validation_interval"),
+        ("tokens.val_check_interval", -1, "left out", "at the end"),
         ("s3_upload.upload_s3_path", "s3://some/where", "left out", "acorn artifacts push"),
         ("lighteval.batch_size", 16, "left out", "stage: evaluate"),
         ("telemetry.endpoint", "host", "left out", "nanotron 0.4 has no such section"),
@@ -147,6 +150,11 @@ def test_what_nanotron_0_4_lacks_and_acorn_adds_is_carried_over(tmp_path: Path) 
     assert config.model["rope_theta"] == 130_000.0
     assert config.learning_rate_scheduler["lr_decay_style"] == "1-sqrt"
     assert check_pretrain(config, execution) == []
+
+
+def test_recomputation_and_validation_go_into_execution(tmp_path: Path) -> None:
+    _, execution = base(loaded(tmp_path, {"parallelism.recompute_layer": True, "tokens.val_check_interval": 0}))
+    assert (execution.recompute, execution.validation_interval) == (True, None)
 
 
 def test_folders_of_tokens_become_placeholders_that_cannot_be_overlooked(tmp_path: Path) -> None:
@@ -190,6 +198,12 @@ def test_data_stages_are_carried_over_with_their_weights(tmp_path: Path) -> None
     assert check_pretrain(config, execution) == []
 
 
+def test_a_source_that_a_stage_lists_twice_has_the_sum_of_its_weights(tmp_path: Path) -> None:
+    twice = {"dataset_folder": ["/data/web", "/data/code", "/data/web"], "dataset_weights": [0.1, 0.7, 0.2]}
+    recipe = loaded(tmp_path, {"data_stages.0.data.dataset": twice})
+    assert [stage.data for stage in base(recipe)[0].data_stages] == [{"tokens": 0.3, "data-code": 0.7}]
+
+
 def test_data_sets_of_the_hub_are_carried_over(tmp_path: Path) -> None:
     dataset = {
         "hf_dataset_or_datasets": "roneneldan/TinyStories",
@@ -230,6 +244,7 @@ def test_what_the_loader_would_refuse_is_put_right_and_told(tmp_path: Path) -> N
         ({"model.model_config.hidden_size": GONE}, r"hidden_size: is missing"),
         ({"tokens.train_steps": 0}, r"train_steps: 0 is not at least 1"),
         ({"tokens.train_steps": True}, r"train_steps: True is not a whole number"),
+        ({"tokens.val_check_interval": "often"}, r"val_check_interval: 'often' is not a whole number"),
         ({"optimizer.learning_rate_scheduler.learning_rate": GONE}, r"learning_rate: is missing"),
         ({"model.model_config.is_mamba_config": True}, r"is_mamba_config: acorn pre-trains Llama models only"),
         ({"model.model_config.moe_config": {"num_experts": 8}}, r"moe_config: acorn trains dense models only"),
@@ -243,6 +258,12 @@ def test_what_the_loader_would_refuse_is_put_right_and_told(tmp_path: Path) -> N
             {"data_stages.0.data.dataset.dataset_folder": ["a", "b"]},
             r"dataset_weights: \[1.0\] is no list of 2 weights",
         ),
+        (
+            {"data_stages.0.data.dataset": {"dataset_folder": ["a", "b"], "dataset_weights": [0, 0.0]}},
+            r"yaml:\d+: data_stages.0.data.dataset.dataset_weights: all weights are 0",
+        ),
+        ({"data_stages.0.data.dataset.dataset_weights": [0]}, r"dataset.dataset_weights: all weights are 0"),
+        ({"data_stages.0.data.dataset": {"dataset_folder": {"a": 0, "b": 0}}}, r"data.dataset: all weights are 0"),
         ({"tokens": GONE}, r"no nanotron config: it has no section tokens .*--config-file"),
     ],
 )
@@ -324,5 +345,7 @@ def test_the_recipes_with_data_stages_load_and_nanotron_accepts_them() -> None:
                     step.identity.sequence_length,
                     step.identity.model.get("rope_theta"),
                 )
+    longer = [smollm3.steps[name].execution for name in ("context-32k", "context-64k")]
+    assert all(isinstance(one, PretrainExecution) and one.recompute for one in longer)
     assert found["context-32k"] == ("base", 32_768, 2e6) and found["context-64k"] == ("context-32k", 65_536, 5e6)
     assert found["long"] == ("annealed", 512, 5e4)

@@ -16,6 +16,7 @@ from acorn.resolve import canonical_identity
 from pretrain.config import DataStage, PretrainConfig
 from pretrain.data import MixedTokens, micro_batches, open_train
 from pretrain.mixture import Mixture
+from registry.keys import canonical_json
 from tests.pretrain.world import CONFIG, VOCABULARY
 
 STAGES = [
@@ -79,6 +80,18 @@ def test_every_batch_holds_the_mixture_and_the_total_is_exact_to_a_sequence() ->
             assert abs(counts[role] - samples * weight) < 1.0
         before = counts
     assert [mixture.place(number) for number in range(3)] == [("dclm", 0), ("web", 0), ("code", 0)]
+
+
+def test_weights_written_in_another_order_have_the_same_key_and_read_the_same() -> None:
+    orders = []
+    for data in ({"a": 1, "b": 1, "c": 2}, {"c": 2, "b": 1, "a": 1}):
+        stage = {"name": "all", "start_training_step": 1, "data": data}
+        config = PretrainConfig(**{**CONFIG, "data_stages": [stage]})
+        mixture = Mixture(config.data_stages, 4)
+        read = [mixture.place(number) for number in range(8)], mixture.read(6)
+        orders.append((read, canonical_json(canonical_identity(config, str)[0])))
+    assert orders[0] == orders[1]
+    assert "".join(role for role, _ in orders[0][0][0]) == "cabccabc"
 
 
 def test_the_order_is_one_for_all_numbers_of_processes_and_after_a_resume(sets: dict[str, Path]) -> None:

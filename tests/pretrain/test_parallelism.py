@@ -5,11 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 
-from tests.pretrain.several import CHOSEN
+from benchmarks.pretraining import Fleet, make_job
+from pretrain import compat
+from tests.pretrain.several import CHOSEN, CONFIG
 
 
 @pytest.fixture(scope="module")
@@ -41,3 +45,25 @@ def test_sigterm_to_one_process_stops_all_of_them_behind_the_same_step(answers: 
 def test_data_goes_on_exactly_when_the_number_of_data_parallel_processes_changes(answers: dict[str, Any]) -> None:
     assert answers["stopped"]["losses"] == pytest.approx(answers["losses"]["1 process"], abs=1e-5)
     assert answers["stopped"]["tokens"] == [8 * 16 * step for step in range(1, 21)]
+
+
+def test_where_flash_attn_is_installed_each_rank_sets_nanotron_up_for_its_own_dtype(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def note(device: str, flash: bool) -> None:
+        with (tmp_path / "setups").open("a") as file:
+            file.write(f"{device} {flash}\n")
+
+    for name in ("WANDB_MODE", "PYTORCH_NVML_BASED_CUDA_CHECK", "OMP_NUM_THREADS"):
+        monkeypatch.setenv(name, "1")  # put back afterwards what Fleet changes
+    monkeypatch.setattr(compat, "uses_flash_attention", lambda device, dtype: dtype == "bfloat16")
+    monkeypatch.setattr(compat, "install", note)
+    monkeypatch.setattr("pretrain.run.run", lambda job: None)
+    trainer = ModuleType("pretrain.nanotron")
+    vars(trainer)["Trainer"] = SimpleNamespace(_init_model=None)
+    monkeypatch.setitem(sys.modules, "pretrain.nanotron", trainer)
+    fleet = Fleet("cpu", 1)
+    for dtype in ("float32", "bfloat16"):
+        job = make_job(tmp_path / dtype, {}, CONFIG | {"dtype": dtype}, {"device": "cpu"})
+        fleet.run(job, bucket_mb=1.0, seconds=60)
+    assert (tmp_path / "setups").read_text().splitlines() == ["cpu False", "cpu True"]

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 from pretrain.check import check_pretrain
 from pretrain.config import PretrainConfig, PretrainExecution
 from pretrain.estimate import estimate
-from pretrain.scaling import DERIVES, flops_per_token, layer_weights, optimal_batch, optimal_learning_rate
+from pretrain.scaling import DERIVES, layer_flops_per_token, layer_weights, optimal_batch, optimal_learning_rate
 
 SMALL = {"depth": 4, "aspect_ratio": 16, "head_dim": 16, "tokens_per_parameter": 10}
 
@@ -23,7 +23,7 @@ def turned(dial: dict[str, Any] | None = None, **given: Any) -> PretrainConfig:
 def per_token_of(config: PretrainConfig) -> int:
     depth, width = config.model["num_hidden_layers"], config.model["hidden_size"]
     heads, inner = config.model["num_attention_heads"], config.model["intermediate_size"]
-    return flops_per_token(layer_weights(depth, width, heads, heads, inner), depth, width, config.sequence_length)
+    return layer_flops_per_token(layer_weights(depth, width, heads, heads, inner), depth, width, config.sequence_length)
 
 
 def test_the_width_grows_with_the_depth_in_whole_heads() -> None:
@@ -52,7 +52,7 @@ def test_there_are_twenty_tokens_for_each_weight_of_the_layers() -> None:
 def test_batch_and_learning_rate_follow_deepseeks_laws() -> None:
     config = turned({"depth": 12}, sequence_length=2048)
     weights = layer_weights(12, 768, 12, 12, 2048)
-    compute = 20 * weights * flops_per_token(weights, 12, 768, 2048)
+    compute = 20 * weights * layer_flops_per_token(weights, 12, 768, 2048)
     assert compute == pytest.approx(1.26e18, rel=0.01)
     best = 0.2920 * compute**0.3271
     assert config.tokens_per_step == 2048 * 128 == 2 ** round(math.log2(best))
@@ -101,6 +101,12 @@ def test_what_the_recipe_gives_wins_and_the_rest_follows_from_it() -> None:
     assert smaller_batch == pytest.approx(
         turned(tokens=1_000_000, global_batch_size=16).learning_rate_scheduler["learning_rate"] / 2, rel=5e-3
     )
+
+
+def test_a_schedule_beside_the_dial_may_have_no_warm_up() -> None:
+    config = turned(learning_rate_scheduler={"lr_warmup_steps": 0})
+    assert config.learning_rate_scheduler["lr_warmup_steps"] == 0
+    assert check_pretrain(config, PretrainExecution(device="cpu")) == []
 
 
 def test_a_budget_that_is_given_stays_however_small() -> None:
