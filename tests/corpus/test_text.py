@@ -229,6 +229,15 @@ def test_a_killed_read_of_a_hub_data_set_goes_on_behind_the_last_whole_batch(tmp
     assert [row["text"] for row in read_again()] == seen, "what was read to its end is not read again"
 
 
+def test_a_hub_data_set_of_whole_batches_is_read_again_without_loss(tmp_path: Path) -> None:
+    """The batch that closes the stream is empty then. Problems without a test split are read twice in one step."""
+    data, kept = tmp_path / "set", tmp_path / "kept"
+    write_rows(data / "train.jsonl", [{"text": f"row {number}"} for number in range(20)])
+    for _ in range(3):
+        rows = stream(str(data), None, "train", None, ["text"], kept, 10)
+        assert [row["text"] for row in rows] == [f"row {number}" for number in range(20)]
+
+
 def test_sources_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:
     rows = str(write_rows(tmp_path / "rows.jsonl", [{"text": "a"}]))
     with pytest.raises(FileNotFoundError, match="no such file"):
