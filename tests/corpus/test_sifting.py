@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +243,21 @@ def test_a_classifier_scores_each_document_and_keeps_those_above_its_threshold(
         make(FILTER, tmp_path / "d", {"corpus": before}, classifier={"threshold": 0.0})
     with pytest.raises(ValueError, match="none of the model's labels"):
         make(FILTER, tmp_path / "e", as_input, filters=[], classifier={"threshold": 0.0, "label": "good"})
+
+
+def test_a_second_classifiers_score_is_the_one_that_stands_with_what_it_removed(
+    classifier: Path, tmp_path: Path
+) -> None:
+    inputs = {"corpus": corpus(tmp_path / "in", [good(number) for number in range(20)]), "classifier": classifier}
+    everything = {"filters": [], "classifier": {"threshold": -1e9}}
+    first = make(FILTER, tmp_path / "a", inputs, **everything)
+    relabelled = corpus(tmp_path / "old", [])
+    shutil.copytree(first, relabelled, dirs_exist_ok=True)
+    shard = relabelled / "train" / "00000.jsonl"
+    rows = read(shard)
+    scores = {row["text"]: row["score"] for row in rows}
+    shard.write_text("".join(json.dumps({**row, "score": 99.0}) + "\n" for row in rows), encoding="utf-8")
+    middle = sorted(scores.values())[10]
+    second = make(FILTER, tmp_path / "b", inputs | {"corpus": relabelled}, filters=[], classifier={"threshold": middle})
+    gone = read(second / "removed.jsonl")
+    assert gone and all(row["score"] == scores[row["text"]] < middle for row in gone)
