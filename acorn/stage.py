@@ -126,6 +126,18 @@ class Stage:
         return getattr(import_module(module), function)  # type: ignore[no-any-return]
 
 
+def found_device(asked: str) -> str:
+    """`"cuda"` or `"cpu"` for `auto`, `cuda` or `cpu`; imports torch to see.
+
+    Raises RuntimeError for CUDA asked for and absent. Who asks may no longer fork processes that use CUDA.
+    """
+    import torch
+
+    if asked == "cuda" and not torch.cuda.is_available():
+        raise RuntimeError("execution.device is cuda, but torch sees no CUDA device: set it to auto or cpu")
+    return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
 @dataclass(frozen=True)
 class Job:
     """One step at work, as a worker process sees it."""
@@ -160,12 +172,7 @@ class Job:
 
     def device(self) -> str:
         """`"cuda"` or `"cpu"`; imports torch to see. Raises RuntimeError for CUDA asked for and absent."""
-        import torch
-
-        asked = str(self.execution.device)
-        if asked == "cuda" and not torch.cuda.is_available():
-            raise RuntimeError("execution.device is cuda, but torch sees no CUDA device: set it to auto or cpu")
-        return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+        return found_device(str(self.execution.device))
 
     def track(self, resume_step: int | None = None) -> Tracker:
         """Open the step's tracker (metrics.jsonl and W&B); a no-op on every rank but 0.

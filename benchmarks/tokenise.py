@@ -5,7 +5,8 @@
 All three read the same JSON lines, use the same tokenizer and leave token ids on disk: our stage (which also shuffles),
 `datasets.map` with a fast tokenizer (what most training scripts do; ids in Arrow files, no shuffle), and datatrove's
 `DocumentTokenizer` alone (shuffles, too). Figures `ratio_vs_datatrove` and `ratio_vs_datasets_map`: above 1 acorn is
-faster. Imports are outside. The ways take turns, in another order each time, and a ratio is formed within each turn:
+faster. Imports are outside. Each way runs in a process forked for it, ours in the environment that acorn gives its
+steps. The ways take turns, in another order each time, and a ratio is formed within each turn:
 the table has its median and its range, because on a busy machine single turns differ by half. A range that holds 1.0
 says that no difference was shown.
 """
@@ -16,15 +17,21 @@ import argparse
 import contextlib
 import io
 import json
+import os
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
+from importlib import import_module
 from pathlib import Path
 from statistics import median
 from typing import Any
+from unittest.mock import patch
 
+from acorn.launch import environment
 from acorn.stage import Job, Stage
+from corpus.processes import in_processes
 from corpus.stage import PROBLEMS, TEXT, TOKENIZER, TOKENS
 
 OURS = "acorn tokens"
@@ -34,9 +41,11 @@ def main() -> None:
     arguments = _arguments()
     with tempfile.TemporaryDirectory(prefix="acorn-tokenise-") as name:
         folder = Path(name)
+        _import_all()
         corpus = _corpus(arguments, folder)
         vocabulary = {"vocab_size": arguments.vocab_size, "documents": 2_000}
-        tokenizer = _run(TOKENIZER, folder / "tokenizer", vocabulary, {"corpus": corpus})
+        tokenizer = folder / "tokenizer" / "out"
+        in_processes(lambda inputs: _run(TOKENIZER, folder / "tokenizer", vocabulary, inputs), [{"corpus": corpus}], 1)
         ways: dict[str, Callable[[Path], int]] = {
             OURS: lambda out: _acorn(corpus, tokenizer, out, arguments.workers),
             "datasets.map": lambda out: _datasets(corpus, tokenizer, out),
@@ -48,18 +57,29 @@ def main() -> None:
 def measure(ways: dict[str, Callable[[Path], int]], folder: Path, repeats: int) -> dict[str, list[float]]:
     """Tokens a second of each way, one figure a turn; turns of the same index ran side by side in time."""
     rates: dict[str, list[float]] = {name: [] for name in ways}
-    for turn in range(repeats + 1):  # the first turn imports and warms the page cache
+    for turn in range(repeats + 1):  # the first turn warms the page cache
         names = list(ways)
         for name in names[turn % len(names) :] + names[: turn % len(names)]:
             out = folder / f"{name.replace(' ', '-')}-{turn}"
-            started = time.perf_counter()
-            with contextlib.redirect_stderr(io.StringIO()):
-                tokens = ways[name](out)
-            seconds = time.perf_counter() - started
+            # Forked: a process that has used the library's threads once cannot hand them to workers of its own.
+            rate = in_processes(partial(_rate, out), [ways[name]], 1)[0]
             shutil.rmtree(out)
             if turn:
-                rates[name].append(tokens / seconds)
+                rates[name].append(rate)
     return rates
+
+
+def _rate(out: Path, way: Callable[[Path], int]) -> float:
+    started = time.perf_counter()
+    with contextlib.redirect_stderr(io.StringIO()):
+        tokens = way(out)
+    return tokens / (time.perf_counter() - started)
+
+
+def _import_all() -> None:
+    """What the ways import, once, for the processes forked from this one."""
+    for name in ("datasets", "transformers", "datatrove.pipeline.tokens", "corpus.tokens", "corpus.tokenizers"):
+        import_module(name)
 
 
 def print_table(rates: dict[str, list[float]]) -> None:
@@ -137,7 +157,7 @@ def _run(stage: Stage, folder: Path, config: dict[str, Any], inputs: dict[str, P
         scratch=scratch,
         group="benchmark",
     )
-    with contextlib.redirect_stderr(io.StringIO()):
+    with contextlib.redirect_stderr(io.StringIO()), patch.dict(os.environ, environment(job.execution, folder)):
         stage.load(stage.run)(job)
     return out
 

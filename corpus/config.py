@@ -275,7 +275,7 @@ class PipelineExecution(Execution):
     tasks: int | None = Field(default=None, ge=1)
     """Ranges into which the documents are cut; default: one a core, and none under 2,000 documents."""
     workers: int | None = Field(default=None, ge=1)
-    """Tasks at a time; default: locally one a core, elsewhere all."""
+    """Tasks at a time; default: locally one a core (one alone where a classifier uses a GPU), elsewhere all."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of datatrove's executor; Slurm's needs `time` and `partition`."""
     poll_seconds: float = Field(default=10, gt=0)

@@ -39,7 +39,7 @@ def stream(
         yield from _checked(dataset, f"{path} ({split})", fields, 0)
         return
     asked = json.dumps([path, name, split, revision, list(fields)])
-    folder = kept / f"hub-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
+    folder = kept / f"rows-{hashlib.sha256(asked.encode()).hexdigest()[:16]}"
     folder.mkdir(parents=True, exist_ok=True)
     count, ended = 0, False
     for file in sorted(folder.glob("*.jsonl")):
@@ -49,10 +49,11 @@ def stream(
         dataset.load_state_dict(state)
     rest = _checked(dataset, f"{path} ({split})", fields, count)
     while not ended:
-        batch = list(islice(rest, batch_rows))
+        batch, first = list(islice(rest, batch_rows)), count
         count, ended = count + len(batch), len(batch) < batch_rows
         lines = [json.dumps(row) for row in batch] + [json.dumps([dataset.state_dict(), ended])]
-        _write_whole(folder / f"{count:012d}.jsonl", "".join(f"{line}\n" for line in lines))
+        # By the first row: where the last batch was full, an empty one closes the stream and must not take its name.
+        _write_whole(folder / f"{first:012d}.jsonl", "".join(f"{line}\n" for line in lines))
         yield from batch
 
 

@@ -50,7 +50,7 @@ def _classifier(job: Job, settings: Classifier | None) -> Any:
     if (folder := Path(model).expanduser()).is_dir():
         _refuse_other_models(folder)
         model = str(folder)
-    return ClassifierFilter(model, settings.revision, settings.threshold, settings.label, job.device())
+    return ClassifierFilter(model, settings.revision, settings.threshold, settings.label, job.execution.device)
 
 
 def _refuse_other_models(folder: Path) -> None:

@@ -72,7 +72,7 @@ def sift(
         for part, rows_of_part in ((part, _numbered(corpus, part)) for part in PARTS):
             for position, index, row in rows_of_part:
                 if why := going.take(position):
-                    file.write(to_line({"id": document_id(part, index), **why.why, **row}))
+                    file.write(to_line({"id": document_id(part, index), **row, **why.why}))
                     reasons[why.why["reason"]] += 1
                     continue
                 new = staying.take(position)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import islice
@@ -239,7 +240,7 @@ def _lines(path: Path, reading: Reading) -> Iterator[tuple[int, str]]:
                     continue
                 for piece in _NEWLINE.split(text)[:-1] if text.endswith("\n") else _NEWLINE.split(text):
                     yield number, piece
-    except (gzip.BadGzipFile, EOFError) as error:
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path}: damaged gzip file after line {number} ({error}); fetch it again") from error
 
 

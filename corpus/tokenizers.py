@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from acorn.stage import Job
 from corpus.config import SMALLEST_VOCABULARY, SPECIAL_TOKENS, TokenizerIdentity
 from corpus.reading import rows, texts
+from corpus.threads import tokenizers_on_all_cores
 
 TEMPLATE_FILE = "chat_template.jinja"
 SHIPPED_TEMPLATE = Path(__file__).with_name(TEMPLATE_FILE)
@@ -41,6 +42,11 @@ _PRETRAINED_FILES = (
 
 def run(job: Job) -> dict[str, float]:
     """Write a `tokenizer` artifact. Returns vocabulary size, merges and characters per token on held-out text."""
+    with tokenizers_on_all_cores():
+        return _run(job)
+
+
+def _run(job: Job) -> dict[str, float]:
     config: TokenizerIdentity = job.config
     corpus = job.inputs.get("corpus")
     template = read_template(config.template)

@@ -18,7 +18,6 @@ import json
 import os
 from collections.abc import Iterator, Sequence
 from itertools import islice, pairwise
-from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,11 +26,13 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from acorn.launch import kill_when_parent_dies
+from acorn.launch import available_cores
 from acorn.stage import Job
 from corpus.config import TokensIdentity
+from corpus.processes import in_processes
 from corpus.reading import numbered_rows, texts
 from corpus.sifting import document_counts
+from corpus.threads import tokenizers_on_all_cores
 
 _LARGE = 65_536
 """From so many entries on, ids take four bytes."""
@@ -63,8 +64,13 @@ def run(job: Job) -> dict[str, float]:
     """Write a `tokens` artifact: `train.bin`, `validation.bin`, `meta.json`. Returns the counts.
 
     Raises ValueError for a corpus without train documents or with fewer than `minimum_tokens`, and for a tokenizer
-    without the token that opens documents.
+    without the token that opens documents, RuntimeError where a worker was killed.
     """
+    with tokenizers_on_all_cores():
+        return _run(job)
+
+
+def _run(job: Job) -> dict[str, float]:
     config: TokensIdentity = job.config
     tokenizer = load_tokenizer(job.inputs["tokenizer"])
     start = opening_id(tokenizer, job.inputs["tokenizer"], config.document_token)
@@ -152,19 +158,18 @@ def tokenise_in_pieces(work: Work, tokenizer: Tokenizer, folder: Path, workers: 
     bounds = [total * number // workers for number in range(workers + 1)]
     ranges = [(first, end) for first, end in pairwise(bounds) if first < end] or [(0, 0)]
     jobs = [(work, folder / f"ordered-{first}.bin", first, end) for first, end in ranges]
-    context = get_context("fork")  # nothing has used the tokenizer's threads yet, and numpy is imported already
-    with context.Pool(workers, _alone, (os.getpid(), workers)) as pool:
-        written = pool.starmap(_tokenise_range, jobs, chunksize=1)
+    # Forked, and nothing has used the tokenizer's threads yet.
+    written = in_processes(lambda job: _tokenise_range(*job, threads=threads_each(workers)), jobs, workers)
     return [(path, piece) for (_, path, *_), piece in zip(jobs, written, strict=True)]
 
 
-def _alone(parent: int, workers: int) -> None:
-    """Make a worker end with its parent, and share the cores with its siblings."""
-    kill_when_parent_dies(parent)
-    os.environ["RAYON_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // workers))
+def threads_each(workers: int) -> int:
+    """Threads of one of `workers` processes that share the cores."""
+    return max(1, available_cores() // workers)
 
 
-def _tokenise_range(work: Work, path: Path, first: int, end: int) -> Written:
+def _tokenise_range(work: Work, path: Path, first: int, end: int, threads: int) -> Written:
+    os.environ["RAYON_NUM_THREADS"] = str(threads)  # in a process of its own
     documents = (row["text"] for _, row in numbered_rows(work.corpus, "train", first, end))
     return tokenise(documents, load_tokenizer(work.tokenizer), work.start, work.dtype, path, work.batch)
 

@@ -7,26 +7,24 @@ tasks that are left. Slurm and Ray need `$ACORN_HOME` on a file system that all 
 from __future__ import annotations
 
 import inspect
-import os
 import shutil
-import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from copy import deepcopy
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-import multiprocess
 from datatrove.executor import LocalPipelineExecutor, RayPipelineExecutor, SlurmPipelineExecutor
 from datatrove.executor.base import PipelineExecutor
 from datatrove.pipeline.base import PipelineStep
 from loguru import logger
 
-from acorn.launch import kill_when_parent_dies
+from acorn.launch import available_cores
 from acorn.stage import Problem
 from corpus.config import PipelineExecution
+from corpus.datatrove.slurm import COMMANDS, Slurm
+from corpus.processes import in_processes
 
 EXECUTORS: dict[str, type[PipelineExecutor]] = {
     "local": LocalPipelineExecutor,
@@ -44,26 +42,27 @@ def task_count(documents: int, execution: PipelineExecution) -> int:
     """Ranges into which the documents are cut."""
     if execution.tasks is not None:
         return execution.tasks
-    return max(1, min(cores(), documents // SMALLEST_TASK))
+    return max(1, min(available_cores(), documents // SMALLEST_TASK))
 
 
-def cores() -> int:
-    """CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def worker_count(tasks: int, execution: PipelineExecution) -> int:
+    """Tasks at a time on this machine."""
+    return max(1, min(execution.workers or available_cores(), tasks))
 
 
 def execute(name: str, steps: Sequence[PipelineStep], tasks: int, execution: PipelineExecution, folder: Path) -> None:
     """Run `steps` as `tasks` tasks; returns when all are done.
 
-    Raises what a step raised, or RuntimeError where tasks of another machine did not finish.
+    Raises what a step raised, or RuntimeError where a worker was killed or tasks of another machine did not finish.
     """
     # The count of tasks is part of the name: marks of an attempt with another count would mean other documents.
     executor = build(name, steps, tasks, execution, folder / f"{name}-{tasks}")
     logger.disable("datatrove")
     try:
-        executor.run()
-        if isinstance(executor, SlurmPipelineExecutor):
-            _wait(executor, execution.poll_seconds)
+        if isinstance(executor, Slurm):
+            executor.run_to_the_end(execution.poll_seconds)
+        else:
+            executor.run()
     finally:
         logger.enable("datatrove")
     if left := executor.get_incomplete_ranks(skip_completed=True):
@@ -77,22 +76,21 @@ def build(
     """The executor that `execution` asks for. Raises RuntimeError where its cluster is not to be found."""
     common: dict[str, Any] = {"pipeline": list(steps), "tasks": tasks, "logging_dir": str(folder)}
     if execution.executor == "local":
-        return Local(
-            workers=max(1, min(execution.workers or cores(), tasks)), start_method="fork", **common, **execution.options
-        )
+        return Local(workers=worker_count(tasks, execution), start_method="fork", **common, **execution.options)
     common["workers"] = execution.workers or -1
     if execution.executor == "slurm":
-        if shutil.which("sbatch") is None:
-            raise RuntimeError("executor: slurm needs sbatch on PATH: start acorn on a login node, or set it to local")
+        if missing := [command for command in COMMANDS if shutil.which(command) is None]:
+            where = "start acorn on a login node, or set it to local"
+            raise RuntimeError(f"executor: slurm needs {missing[0]} on PATH: {where}")
         activate = Path(sys.prefix) / "bin" / "activate"
         here = {"venv_path": str(activate)} if activate.exists() else {}
         given = {"job_name": name, **({} if "condaenv" in execution.options else here), **execution.options}
-        return SlurmPipelineExecutor(**common, **given)
+        return Slurm(**common, **given)
     return RayPipelineExecutor(**common, **execution.options)
 
 
 class Local(LocalPipelineExecutor):  # type: ignore[misc]
-    """Without upstream's manager process, and with workers that die with this one."""
+    """Without upstream's manager process; workers die with this one, and one that is killed is noticed."""
 
     def run(self) -> None:
         ranks = self.get_incomplete_ranks()
@@ -101,21 +99,10 @@ class Local(LocalPipelineExecutor):  # type: ignore[misc]
             for rank in ranks:
                 deepcopy(self)._run_for_rank(rank, rank)  # each task with counters and caches of its own
             return
-        # fork: the workers inherit the lock by which a later attempt waits until the last of them is gone.
-        context = multiprocess.get_context(self.start_method)
-        with context.Pool(self.workers, kill_when_parent_dies, (os.getpid(),)) as pool:
-            for _ in pool.imap_unordered(self._run_for_rank, ranks):
-                pass
+        in_processes(self._task, ranks, self.workers)
 
-
-def _wait(executor: SlurmPipelineExecutor, seconds: float) -> None:
-    """Until every task is marked as done, or the queue no longer knows the job."""
-    while executor.get_incomplete_ranks(skip_completed=True):
-        asked = ["squeue", "--noheader", "--jobs", str(executor.job_id)]
-        gone = not subprocess.run(asked, capture_output=True, text=True, check=False).stdout.strip()
-        time.sleep(seconds)  # also behind the end: a shared file system may show the last marks late
-        if gone:
-            return
+    def _task(self, rank: int) -> None:
+        self._run_for_rank(rank)
 
 
 def faults(execution: PipelineExecution) -> list[Problem]:

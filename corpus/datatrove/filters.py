@@ -22,10 +22,11 @@ from datatrove.pipeline.filters import (
 from datatrove.pipeline.filters.base_filter import BaseFilter
 from datatrove.pipeline.writers.disk_base import DiskWriter
 
-from acorn.stage import Problem
+from acorn.launch import available_cores, gpu_count
+from acorn.stage import Problem, found_device
 from corpus.config import FilterIdentity, PipelineExecution
 from corpus.datatrove.documents import BLOCK, ReadDocuments, writer
-from corpus.datatrove.execute import execute, task_count
+from corpus.datatrove.execute import execute, task_count, worker_count
 from corpus.datatrove.words import filter_words
 from corpus.sifting import PARTS
 
@@ -57,6 +58,8 @@ class ClassifierFilter(BaseFilter):  # type: ignore[misc]
 
     A batch is a block of the corpus, less what was removed before: the padding, and so the last bits of a score, do not
     depend on how many tasks there are. Text beyond the model's length is not seen.
+
+    `device` is looked for by the task: a process that has asked for CUDA cannot hand it to those that it forks.
     """
 
     name = "classifier"
@@ -72,6 +75,8 @@ class ClassifierFilter(BaseFilter):  # type: ignore[misc]
     ) -> None:
         super().__init__(exclusion_writer)
         self.model, self.revision, self.threshold, self.label, self.device = model, revision, threshold, label, device
+        self.threads: int | None = None
+        """Threads of the CPU at most; None: as many as torch takes."""
         self._loaded: Any = None
 
     def filter(self, doc: Document) -> bool | tuple[bool, str]:
@@ -100,12 +105,16 @@ class ClassifierFilter(BaseFilter):  # type: ignore[misc]
 
     def _load(self) -> Any:
         if self._loaded is None:  # in the task's own process; never pickled
+            import torch
             from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+            device = found_device(self.device)
+            if self.threads is not None and device == "cpu":
+                torch.set_num_threads(min(self.threads, torch.get_num_threads()))
             tokenizer = AutoTokenizer.from_pretrained(self.model, revision=self.revision)
             model = AutoModelForSequenceClassification.from_pretrained(self.model, revision=self.revision)
             length = min(tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", 512))
-            self._loaded = (tokenizer, model.to(self.device).eval(), label_index(model.config, self.label), length)
+            self._loaded = (tokenizer, model.to(device).eval(), label_index(model.config, self.label), length)
         return self._loaded
 
 
@@ -134,6 +143,9 @@ def run_filters(
     Rows of both are JSON lines with `text`, `source`, `position`, and `filter_reason` or `score`.
     """
     tasks = task_count(sum(counts.values()), execution)
+    if classifier and execution.executor == "local":
+        execution = beside_a_classifier(execution)
+        classifier.threads = max(1, available_cores() // worker_count(tasks, execution))
     base = folder / f"filtered-{tasks}"
     chain = [filter_ for settings in config.filters for filter_ in _built(settings, config.language)]
     chain += [classifier] if classifier else []
@@ -143,6 +155,13 @@ def run_filters(
     steps = [ReadDocuments(corpus, counts, PARTS, config.sources), *chain, writer(base / "kept")]
     execute("filter", steps, tasks, execution, folder)
     return base / "kept", removals, _lines_cut(folder / f"filter-{tasks}" / "stats")
+
+
+def beside_a_classifier(execution: PipelineExecution) -> PipelineExecution:
+    """One worker by default where a GPU is used: each would hold a model and a CUDA context of its own on it."""
+    if execution.workers is None and execution.device != "cpu" and gpu_count():
+        return execution.model_copy(update={"workers": 1})
+    return execution
 
 
 def _built(settings: dict[str, Any], language: str | None) -> list[BaseFilter]:

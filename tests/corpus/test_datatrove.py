@@ -5,10 +5,12 @@ from __future__ import annotations
 import inspect
 import json
 import os
+import signal
 import stat
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -39,20 +41,23 @@ def faults(check: Any, identity: Any, **fields: Any) -> dict[str, str]:
 
 
 class Mark:
-    """A step that leaves a file for each task it runs, and stops at task `bad`."""
+    """A step that leaves a file for each task it runs, and stops at task `bad` once `after` are there."""
 
-    def __init__(self, folder: Path, bad: int = -1) -> None:
-        self.folder, self.bad = str(folder), bad
+    def __init__(self, folder: Path, bad: int = -1, after: Sequence[Path] = ()) -> None:
+        self.folder, self.bad, self.after = str(folder), bad, after
 
     def __call__(self, data: Any, rank: int, world_size: int) -> list[Any]:
         if rank == self.bad:
+            wait_for(lambda: all(path.exists() for path in self.after))
             raise OSError(f"task {rank} of {world_size}")
         with (Path(self.folder) / str(rank)).open("a") as file:
             file.write("x")
         return []
 
 
-def test_a_recipe_asks_datatrove_about_filters_settings_and_executors_before_it_runs() -> None:
+def test_a_recipe_asks_datatrove_about_filters_settings_and_executors_before_it_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     good_one = FilterIdentity()
     assert faults(check_filter, good_one) == faults(check_filter, good_one, **SLURM) == {}
     wrong = [
@@ -79,9 +84,13 @@ def test_a_recipe_asks_datatrove_about_filters_settings_and_executors_before_it_
         and "16 is none of 32, 64" in found["minhash.hash_config.precision"]
     )
     assert "needs partition" in found["execution.options"]
-    found = faults(check_decontaminate, DecontaminateIdentity(norm_config={"lowercase": "yes"}), executor="ray")
+    lowercase = DecontaminateIdentity(norm_config={"lowercase": "yes"})
+    monkeypatch.setattr("corpus.check.find_spec", lambda name: None)
+    found = faults(check_decontaminate, lowercase, executor="ray")
     assert "'yes' is no bool" in found["norm_config.lowercase"]
-    assert "execution.executor" in found or "ray" in sys.modules
+    assert "pip install 'ray[default]'" in found["execution.executor"]
+    monkeypatch.setattr("corpus.check.find_spec", lambda name: object())
+    assert "execution.executor" not in faults(check_decontaminate, lowercase, executor="ray")
 
 
 def test_execution_fields_reach_the_executors_under_datatroves_own_names(
@@ -121,7 +130,7 @@ if "launch_pickled_pipeline" in script:
         subprocess.run(["bash", sys.argv[-1]], env=os.environ | more, stdout=sys.stderr)
 print("Submitted batch job 7")
 """
-    for name, body in (("sbatch", sbatch), ("squeue", ""), ("scontrol", "print('here')")):
+    for name, body in (("sbatch", sbatch), ("squeue", ""), ("scancel", ""), ("scontrol", "print('here')")):
         (folder / name).write_text(python + body)
         (folder / name).chmod(stat.S_IRWXU)
     monkeypatch.setenv("PATH", f"{folder}:{Path(sys.prefix) / 'bin'}:/usr/bin:/bin")
@@ -148,13 +157,74 @@ def test_slurm_tasks_run_from_the_pickled_pipeline_and_the_step_waits_for_them(
 def test_a_failing_task_is_raised_and_the_next_attempt_runs_what_is_left(tmp_path: Path, workers: int) -> None:
     marks = tmp_path / "marks"
     marks.mkdir()
+    before = [tmp_path / "work-4" / "completions" / f"{rank:05d}" for rank in ((0, 1) if workers == 1 else (0, 1, 3))]
     with pytest.raises(OSError, match="task 2 of 4"):
-        execute("work", [Mark(marks, bad=2)], 4, execution(workers=workers), tmp_path)
+        execute("work", [Mark(marks, 2, before)], 4, execution(workers=workers), tmp_path)
     for _ in range(2):
         execute("work", [Mark(marks)], 4, execution(workers=workers), tmp_path)
     ran = {path.name: path.read_text() for path in marks.iterdir()}
-    assert set(ran) == {"0", "1", "2", "3"}
-    assert ran["0"] == ran["2"] == "x", "a finished task ran again"
+    assert ran == dict.fromkeys("0123", "x"), "a finished task ran again"
+
+
+def test_a_worker_that_is_killed_is_an_error_and_the_others_work_is_kept(tmp_path: Path) -> None:
+    def killed(data: Any, rank: int, world_size: int) -> list[Any]:
+        if rank == 1:
+            wait_for(lambda: (tmp_path / "work-2" / "completions" / "00000").exists())
+            os.kill(os.getpid(), signal.SIGKILL)
+        return []
+
+    with pytest.raises(RuntimeError, match=r"killed by SIGKILL.*set execution.workers lower"):
+        execute("work", [killed], 2, execution(workers=2), tmp_path)
+    assert (tmp_path / "work-2" / "completions" / "00000").exists()
+
+
+def test_an_array_that_a_killed_attempt_left_in_the_queue_is_waited_for_and_not_doubled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Slurm answers: running, then not at all, then running while the tasks end."""
+    cluster(tmp_path / "bin", monkeypatch)
+    work = tmp_path / "work-2"
+    (work / "completions").mkdir(parents=True)
+    (work / "slurm_jobs").write_text("41\n")
+    squeue = f"""#!{sys.executable}
+import pathlib, sys
+work = pathlib.Path({str(work)!r})
+asked = work / "asked"
+asked.write_text(asked.read_text() + "x" if asked.exists() else "x")
+assert sys.argv[-1] == "41"
+if len(asked.read_text()) == 2:
+    sys.exit("slurm_load_jobs error: Unable to contact slurm controller")
+if len(asked.read_text()) == 3:
+    for task in range(2):
+        (work / "completions" / f"{{task:05d}}").touch()
+print("41_0 RUNNING")
+"""
+    (tmp_path / "bin" / "squeue").write_text(squeue)
+    (tmp_path / "bin" / "sbatch").write_text("#!/bin/sh\nexit 9\n")
+    execute("work", [Mark(tmp_path)], 2, execution(poll_seconds=0.01, **SLURM), tmp_path)
+    assert (work / "asked").read_text() == "xxx"
+    assert "Unable to contact" in capsys.readouterr().err
+
+
+def test_arrays_are_noted_as_they_are_submitted_and_cancelled_when_the_step_is_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster(tmp_path / "bin", monkeypatch)
+    sbatch = f"#!/bin/sh\necho x >> {tmp_path}/submitted\necho Submitted batch job 4$(wc -l < {tmp_path}/submitted)\n"
+    (tmp_path / "bin" / "sbatch").write_text(sbatch)
+    (tmp_path / "bin" / "squeue").write_text(f"#!/bin/sh\nkill -TERM {os.getpid()}\necho running\n")
+    (tmp_path / "bin" / "scancel").write_text(f"#!/bin/sh\necho $1 >> {tmp_path}/cancelled\n")
+    options = {**SLURM["options"], "max_array_size": 2}  # type: ignore[dict-item]
+    with pytest.raises(KeyboardInterrupt):
+        execute("work", [Mark(tmp_path)], 3, execution(executor="slurm", options=options), tmp_path)
+    assert (tmp_path / "cancelled").read_text().split() == ["41", "42"]
+    (tmp_path / "bin" / "squeue").write_text(
+        "#!/bin/sh\necho slurm_load_jobs error: Invalid job id specified >&2\nexit 1\n"
+    )
+    settings = execution(executor="slurm", options=options, poll_seconds=0.01)
+    with pytest.raises(RuntimeError, match="3 of 3 tasks did not finish"):
+        execute("work", [Mark(tmp_path)], 3, settings, tmp_path)
+    assert (tmp_path / "work-3" / "slurm_jobs").read_text().split() == ["43", "44"]
 
 
 def test_workers_die_with_the_step_and_no_process_is_left(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -242,3 +244,52 @@ def test_a_classifier_scores_each_document_and_keeps_those_above_its_threshold(
         make(FILTER, tmp_path / "d", {"corpus": before}, classifier={"threshold": 0.0})
     with pytest.raises(ValueError, match="none of the model's labels"):
         make(FILTER, tmp_path / "e", as_input, filters=[], classifier={"threshold": 0.0, "label": "good"})
+
+
+def test_a_second_classifiers_score_is_the_one_that_stands_with_what_it_removed(
+    classifier: Path, tmp_path: Path
+) -> None:
+    inputs = {"corpus": corpus(tmp_path / "in", [good(number) for number in range(20)]), "classifier": classifier}
+    everything = {"filters": [], "classifier": {"threshold": -1e9}}
+    first = make(FILTER, tmp_path / "a", inputs, **everything)
+    relabelled = corpus(tmp_path / "old", [])
+    shutil.copytree(first, relabelled, dirs_exist_ok=True)
+    shard = relabelled / "train" / "00000.jsonl"
+    rows = read(shard)
+    scores = {row["text"]: row["score"] for row in rows}
+    shard.write_text("".join(json.dumps({**row, "score": 99.0}) + "\n" for row in rows), encoding="utf-8")
+    middle = sorted(scores.values())[10]
+    second = make(FILTER, tmp_path / "b", inputs | {"corpus": relabelled}, filters=[], classifier={"threshold": middle})
+    gone = read(second / "removed.jsonl")
+    assert gone and all(row["score"] == scores[row["text"]] < middle for row in gone)
+
+
+def test_only_the_tasks_look_for_a_gpu_and_share_the_cores(
+    classifier: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that has asked for CUDA cannot fork others that use it."""
+    import torch
+
+    from corpus.config import PipelineExecution
+    from corpus.datatrove import filters
+
+    def look() -> bool:
+        with (tmp_path / "looked").open("a") as file:
+            file.write(f"{os.getpid()} ")
+        return False
+
+    monkeypatch.setattr(torch.cuda, "is_available", look)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 64)
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: (tmp_path / f"threads-{count}").touch())
+    monkeypatch.setattr(filters, "available_cores", lambda: 6)
+    inputs = {"corpus": corpus(tmp_path / "in", [good(number) for number in range(40)]), "classifier": classifier}
+    make(FILTER, tmp_path / "a", inputs, {"tasks": 2, "workers": 2}, filters=[], classifier={"threshold": -1e9})
+    lookers = set((tmp_path / "looked").read_text().split())
+    assert len(lookers) == 2 and str(os.getpid()) not in lookers
+    assert [path.name for path in tmp_path.glob("threads-*")] == ["threads-3"]
+    monkeypatch.setattr(filters, "gpu_count", lambda: 2)
+    workers = [
+        filters.beside_a_classifier(PipelineExecution.model_validate(fields)).workers
+        for fields in ({}, {"device": "cpu"}, {"workers": 4})
+    ]
+    assert workers == [1, None, 4]

@@ -146,6 +146,7 @@ def test_a_sources_own_test_part_is_used_and_keeps_its_questions_out_of_train(tm
         ("a.docx", b"x", "cannot tell the format"),
         ("a.parquet", b"x", "not a Parquet file"),
         ("a.jsonl.gz", b"x", "damaged gzip"),
+        ("a.jsonl.gz", gzip.compress(b"")[:10] + b"\xff" * 40, r"damaged gzip.*fetch it again"),  # header, no deflate
     ],
 )
 def test_a_damaged_file_is_refused_by_name_line_and_remedy(
@@ -227,6 +228,15 @@ def test_a_killed_read_of_a_hub_data_set_goes_on_behind_the_last_whole_batch(tmp
     assert seen == [f"{'old' if number < 20 else 'new'} {number:02d}" for number in range(25)]
     write_rows(data / "train.jsonl", [{"text": "newest", "other": 1}])
     assert [row["text"] for row in read_again()] == seen, "what was read to its end is not read again"
+
+
+def test_a_hub_data_set_of_whole_batches_is_read_again_without_loss(tmp_path: Path) -> None:
+    """The batch that closes the stream is empty then. Problems without a test split are read twice in one step."""
+    data, kept = tmp_path / "set", tmp_path / "kept"
+    write_rows(data / "train.jsonl", [{"text": f"row {number}"} for number in range(20)])
+    for _ in range(3):
+        rows = stream(str(data), None, "train", None, ["text"], kept, 10)
+        assert [row["text"] for row in rows] == [f"row {number}" for number in range(20)]
 
 
 def test_sources_that_cannot_be_meant_are_refused(tmp_path: Path) -> None:

@@ -90,17 +90,18 @@ def test_training_twice_gives_the_same_bytes_whatever_the_number_of_threads(
     tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     code = (
-        "import sys; from pathlib import Path; from corpus import tokenizers, config"
-        "; config = config.TokenizerIdentity(vocab_size=512)"
-        "; tokenizers.save(tokenizers.train(Path(sys.argv[1]), config), "
-        "tokenizers.SHIPPED_TEMPLATE.read_text(), Path(sys.argv[2]))"
+        "import os, sys; from pathlib import Path; from tests.corpus.test_tokenizer import make"
+        "; threads = lambda: len(os.listdir('/proc/self/task')); before = threads()"
+        "; make(Path(sys.argv[2]), {'vocab_size': 512}, Path(sys.argv[1])); print(threads() - before)"
     )
-    environment = os.environ | {"RAYON_NUM_THREADS": "4", "TOKENIZERS_PARALLELISM": "true"}
+    environment = os.environ | {"RAYON_NUM_THREADS": "9", "TOKENIZERS_PARALLELISM": "false"}  # as acorn starts it
     command = [sys.executable, "-c", code, str(tiny_corpus), str(tmp_path)]
-    subprocess.run(command, env=environment, check=True, timeout=120)
-    assert sorted(file.name for file in tmp_path.iterdir()) == sorted(file.name for file in tiny_tokenizer.iterdir())
+    run = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
+    assert int(run.stdout.split()[-1]) >= 9, "one core alone was used"
+    out = tmp_path / "out"
+    assert sorted(file.name for file in out.iterdir()) == sorted(file.name for file in tiny_tokenizer.iterdir())
     for file in tiny_tokenizer.iterdir():
-        assert (tmp_path / file.name).read_bytes() == file.read_bytes(), file.name
+        assert (out / file.name).read_bytes() == file.read_bytes(), file.name
 
 
 def test_an_existing_tokenizer_is_taken_unchanged(tiny_tokenizer: Path, tmp_path: Path) -> None:

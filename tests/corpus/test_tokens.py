@@ -1,4 +1,8 @@
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +11,7 @@ import pytest
 from tokenizers import Tokenizer
 
 from corpus.stage import TOKENS
+from corpus.tokens import threads_each
 from corpus.writing import CorpusWriter
 from tests.jobs import make_job, run_here
 
@@ -100,3 +105,40 @@ def test_a_corpus_or_tokenizer_that_cannot_be_used_is_refused(
         make(tmp_path / "b", tiny_corpus, tiny_tokenizer, {"minimum_tokens": 10_000_000})
     with pytest.raises(ValueError, match="not in the tokenizer's vocabulary"):
         make(tmp_path / "c", tiny_corpus, tiny_tokenizer, {"document_token": "<s>"})
+
+
+def test_all_cores_are_used_where_acorn_turned_the_librarys_threads_off_and_no_byte_changes(
+    tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    """In a process of its own: this one may have used the threads already."""
+    code = (
+        "import os, sys; from pathlib import Path; from tests.corpus.test_tokens import make"
+        "; threads = lambda: len(os.listdir('/proc/self/task')); before = threads()"
+        "; make(*map(Path, sys.argv[1:])); print(threads() - before, os.environ['TOKENIZERS_PARALLELISM'])"
+    )
+    environment = os.environ | {"RAYON_NUM_THREADS": "9", "TOKENIZERS_PARALLELISM": "false"}
+    command = [sys.executable, "-c", code, str(tmp_path / "a"), str(tiny_corpus), str(tiny_tokenizer)]
+    run = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
+    grown, after = run.stdout.split()[-2:]
+    assert int(grown) >= 9 and after == "false"
+    here = make(tmp_path / "b", tiny_corpus, tiny_tokenizer)
+    assert (here / "train.bin").read_bytes() == (tmp_path / "a" / "out" / "train.bin").read_bytes()
+
+
+def test_workers_share_the_cores_this_process_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("corpus.tokens.available_cores", lambda: 8)
+    assert [threads_each(workers) for workers in (1, 3, 16)] == [8, 2, 1]
+
+
+def test_a_worker_that_is_killed_is_an_error_with_a_remedy(
+    tiny_corpus: Path, tiny_tokenizer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parent = os.getpid()
+
+    def killed(*_: Any) -> Any:
+        assert os.getpid() != parent
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr("corpus.tokens.numbered_rows", killed)
+    with pytest.raises(RuntimeError, match=r"killed by SIGKILL.*execution.workers lower \(2 were allowed\)"):
+        make(tmp_path, tiny_corpus, tiny_tokenizer, execution={"workers": 2})
