@@ -57,7 +57,7 @@ class Llm:
         seeds = range(self._seed, self._seed + len(prompts))
         self._seed += len(prompts)
         new = [index for index, prompt in enumerate(prompts) if prompt not in self._kept]
-        # Texts that went astray grow until they fill the context; cut at their beginning, they end after one token more.
+        # Texts that went astray grow until they fill the context; cut at their beginning, they end one token later.
         room = 1 - self._engine.context
         ids = [self._tokenizer.encode(prompts[index], add_special_tokens=False)[room:] for index in new]
         opened = dict(zip(new, self._engine.open(ids, [seeds[index] for index in new]), strict=True))
