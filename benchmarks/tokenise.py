@@ -78,8 +78,9 @@ def _rate(out: Path, way: Callable[[Path], int]) -> float:
 
 def _import_all() -> None:
     """What the ways import, once, for the processes forked from this one."""
-    for name in ("datasets", "transformers", "datatrove.pipeline.tokens", "corpus.tokens", "corpus.tokenizers"):
-        import_module(name)
+    with contextlib.redirect_stderr(io.StringIO()):  # where datatrove's log then goes
+        for name in ("datasets", "transformers", "datatrove.pipeline.tokens", "corpus.tokens", "corpus.tokenizers"):
+            import_module(name)
 
 
 def print_table(rates: dict[str, list[float]]) -> None:
