@@ -146,7 +146,7 @@ def test_a_sources_own_test_part_is_used_and_keeps_its_questions_out_of_train(tm
         ("a.docx", b"x", "cannot tell the format"),
         ("a.parquet", b"x", "not a Parquet file"),
         ("a.jsonl.gz", b"x", "damaged gzip"),
-        ("a.jsonl.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 40, r"damaged gzip.*fetch it again"),  # header, no deflate
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0)[:10] + b"\xff" * 40, r"damaged gzip.*fetch it again"),
     ],
 )
 def test_a_damaged_file_is_refused_by_name_line_and_remedy(
