@@ -7,6 +7,7 @@ import json
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -145,6 +146,15 @@ def test_every_sampling_parameter_of_the_installed_server_is_accepted(learned: P
     assert set(SAMPLING) - constraints <= known
 
 
+@pytest.fixture
+def ctrl_c() -> Iterator[None]:
+    """Python's own handler, also where the tests run in the background, whose jobs ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("ctrl_c")
 def test_a_broken_file_is_an_error_and_ctrl_c_stays_pythons(learned: Path, tmp_path: Path) -> None:
     from export.gguf import write_gguf
 
