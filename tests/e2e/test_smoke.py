@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -53,9 +54,11 @@ def digests(home: Path) -> dict[str, str]:
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The registry after one whole run."""
     home = tmp_path_factory.mktemp("smoke") / "home"
+    since = time.monotonic()
     process = start(home)
     said, _ = process.communicate(timeout=1200)
     assert process.returncode == 0, said[-5000:]
+    (home.parent / "seconds").write_text(str(time.monotonic() - since))
     return home
 
 
@@ -122,12 +125,12 @@ def test_killed_at_random_moments_the_same_command_ends_with_the_same_digests(
     undisturbed: Path, tmp_path: Path
 ) -> None:
     home = tmp_path / "home"
-    moments = random.Random(7)
+    moments, whole = random.Random(7), float((undisturbed.parent / "seconds").read_text())
     kills = 0
     for _ in range(8):
         process = start(home)
         try:
-            process.communicate(timeout=moments.uniform(4, 22))
+            process.communicate(timeout=moments.uniform(0.08, 0.25) * whole)
         except subprocess.TimeoutExpired:
             process.send_signal(signal.SIGKILL)
             process.communicate()
