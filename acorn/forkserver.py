@@ -1,8 +1,8 @@
 """A process that has imported torch and transformers, from which the steps of one run are forked.
 
-Importing them takes 10 s of CPU, which each of the dozen steps of a small recipe would spend again. Forked, a step
-starts in 30 ms with everything there: the smoke recipe took 317 s without and 147 s with this, one after the other on
-two slow cores.
+Importing them takes 4 s of CPU, 10 s where no bytecode is kept, which each of the dozen steps of a small recipe would
+spend again. Forked, a step starts in 30 ms with everything there: the smoke recipe took 317 s without and 147 s with
+this, one after the other on two slow cores that kept no bytecode.
 
     python -m acorn.forkserver FD MODULE...
 

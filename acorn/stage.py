@@ -118,7 +118,7 @@ class Stage:
     `flops` of the whole step, `memory_bytes` of a process, `dtype`, maybe a `note`. It must not import torch."""
     launcher: Literal["python", "torchrun", "accelerate"] = "python"
     imports_torch: bool = False
-    """Or transformers: several steps of a run share the 10 s that it takes (`acorn.forkserver`)."""
+    """Or transformers: several steps of a run share the seconds that it takes (`acorn.forkserver`)."""
 
     def load(self, target: str) -> Callable[..., Any]:
         """Import `"module:function"`."""

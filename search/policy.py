@@ -40,8 +40,19 @@ class Choice:
     single: int
     affordable: bool
     """Whether `bins`, with the probe, keep to the budget on average."""
-    probe: bool = False
-    """Whether to probe and go by `bins`; else `single` for every problem, without a probe."""
+    gain: float = 0.0
+    """What `bins` add to the accuracy of `single` on problems that neither was fitted on."""
+    error: float = 0.0
+    """Standard error of `gain`."""
+
+    @property
+    def probe(self) -> bool:
+        """Whether to probe and go by `bins`; else `single` for every problem, without a probe.
+
+        The gain must be above its standard error (Breiman et al. 1984, the one-standard-error rule): of choices that
+        differ by chance alone half have a gain above 0, and one in six passes this.
+        """
+        return self.affordable and self.gain > self.error
 
 
 @dataclass(frozen=True)
@@ -92,20 +103,12 @@ def fit_policy(data: Measured, config: PolicyConfig) -> Policy:
     """The best use of each budget, and whether a probe pays there. Raises ValueError for too few problems."""
     budgets = config.budgets or _budgets(data)
     policy = _fit(data, config, budgets)
-    gains = _gains(data, config, budgets)
-    choices = tuple(
-        replace(choice, probe=choice.affordable and _above_its_error(data.by_problem(gain)))
-        for choice, gain in zip(policy.choices, gains, strict=True)
-    )
-    return replace(policy, choices=choices)
-
-
-def _above_its_error(gains: list[float]) -> bool:
-    """Whether the mean is more than one standard error above 0 (Breiman et al. 1984, the one-standard-error rule).
-
-    Of choices that differ by chance alone half have a mean above 0, and one in six passes this.
-    """
-    return bool(np.mean(gains) > np.std(gains, ddof=1) / math.sqrt(len(gains)))
+    choices = []
+    for choice, gains in zip(policy.choices, _gains(data, config, budgets), strict=True):
+        by_problem = data.by_problem(gains)
+        error = float(np.std(by_problem, ddof=1)) / math.sqrt(len(by_problem))
+        choices.append(replace(choice, gain=float(np.mean(by_problem)), error=error))
+    return replace(policy, choices=tuple(choices))
 
 
 def _fit(data: Measured, config: PolicyConfig, budgets: tuple[int, ...]) -> Policy:
@@ -248,6 +251,7 @@ def _as_json(policy: Policy, fit: Measured) -> dict[str, Any]:
             {
                 "budget": one.budget,
                 "probe": one.probe,
+                "held_out_gain": {"mean": round(one.gain, 6), "error": round(one.error, 6)},
                 "bins": [named(option) for option in one.bins],
                 "single": named(one.single),
             }

@@ -15,20 +15,11 @@ import pytest
 
 from acorn.stage import Job
 from acorn.tracking import Tracker
+from benchmarks.pretraining import MODEL, VOCABULARY
 from pretrain.stage import STAGES
 from tests.jobs import make_job, run_here
 
 PRETRAIN, HUB_MODEL = STAGES
-VOCABULARY = 512
-MODEL = {
-    "hidden_size": 32,
-    "intermediate_size": 64,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True,
-}
 CONFIG: dict[str, Any] = {
     "model": MODEL,
     "steps": 10,
