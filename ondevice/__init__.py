@@ -1,0 +1,1 @@
+"""Small tools on an exported GGUF: chat, summarise, rewrite, title, agent."""

@@ -1,0 +1,1 @@
+"""A zero-config OpenAI-compatible server over the engine: `acorn serve REF`."""
