@@ -194,14 +194,8 @@ class ServingEngine:
             row.new.append(drawn.token)
             self._generated += 1
             request = row.request
-            finish = finish_of(
-                row.new,
-                len(row.ids),
-                request.max_tokens,
-                self._context,
-                self._ends,
-                [list(stop) for stop in request.stop],
-            )
+            total, limit = len(row.ids), request.max_tokens
+            finish = finish_of(row.new, total, limit, self._context, self._ends, request.stop)
             if request.constraint is not None and finish != "eos":
                 try:
                     if request.constraint.accept(drawn.token):

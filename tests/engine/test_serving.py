@@ -224,6 +224,9 @@ def test_a_cancelled_request_frees_everything_at_once_and_says_nothing_more(llam
     engine.cancel(handles[0])
     engine.cancel(999)
     assert_nothing_is_held(engine)
+    # What had run is known to the cache: a client that stops a text by itself has a next turn.
+    [answer] = run(engine, [ask([*prompts(3, 70, 20)[1], 5], 1)])
+    assert answer.cached == 5
 
 
 class Only:
@@ -313,6 +316,7 @@ def test_models_with_attention_of_their_own_are_served_one_sequence_after_the_ot
     reference = TorchEngine(model, end_ids=())
     assert reference.tree.plain
     engine = ServingEngine(model, end_ids=(), tokens=2048, cache_tokens=256, chunk=8)
-    rows = [ask(prompt, 9, sampling=WARM, seed=seed) for seed, prompt in enumerate(prompts(20, 3, 20))]
+    assert engine._packed.plain and not ServingEngine(make_model(), tokens=256, cache_tokens=0)._packed.plain
+    rows = [ask(prompt, 9, sampling=WARM, seed=seed) for seed, prompt in enumerate(prompts(20, 23, 20))]
     for answer, row in zip(run(engine, rows + rows), rows + rows, strict=True):
         assert_same(answer, alone(reference, row))
