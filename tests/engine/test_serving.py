@@ -307,6 +307,17 @@ def test_requests_that_cannot_be_run_are_refused_before_they_wait(llama: Any) ->
         ServingEngine(llama, chunk=0)
 
 
+def test_a_chunk_may_attend_in_pieces_and_in_half_precision(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.packed.QUERIES", 7)
+    engine = ServingEngine(llama, end_ids=(), tokens=2048, cache_tokens=256, chunk=40)
+    rows = [ask(prompt, 9, sampling=WARM, seed=seed) for seed, prompt in enumerate(prompts(70, 23, 14))]
+    for answer, row in zip(run(engine, rows), rows, strict=True):
+        assert_same(answer, alone(TorchEngine(llama, end_ids=()), row))
+    half = ServingEngine(make_model().bfloat16(), end_ids=(), tokens=2048, cache_tokens=256, chunk=40)
+    assert not half._packed.plain
+    assert [len(answer.ids) for answer in run(half, rows)] == [9, 9, 9]
+
+
 def test_models_with_attention_of_their_own_are_served_one_sequence_after_the_other() -> None:
     from transformers import AutoModelForCausalLM, GPTJConfig
 
