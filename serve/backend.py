@@ -32,7 +32,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Delta:
-    """What a turn added to one piece of work. The last one has `finish`."""
+    """What a turn added to one piece of work. The last one has `finish` or `error`."""
 
     handle: int
     ids: Sequence[int] = ()
@@ -47,6 +47,12 @@ class Delta:
     """Tokens drawn in all, where `ids` do not hold every one; with `finish`."""
     extra: dict[str, Any] | None = None
     """For the client as it is: what a search thinks."""
+    error: str | None = None
+    """The work ended here, by a fault of its own; the sentence is for the client."""
+
+    @property
+    def last(self) -> bool:
+        return self.finish is not None or self.error is not None
 
     def to_message(self) -> list[Any]:
         """Plain JSON, in the order of the fields."""
@@ -60,6 +66,7 @@ class Delta:
             self.text,
             self.count,
             self.extra,
+            self.error,
         ]
 
 

@@ -171,7 +171,8 @@ class Supervisor:
     def _deliver(self, message: Message) -> None:
         self.stats = message.get("stats", self.stats)
         for number, *fields in message["deltas"]:
-            self._to_flight(number, Delta(number, *fields))
+            delta = Delta(number, *fields)
+            self._to_flight(number, delta if delta.error is None else Refused(delta.error))
 
     def _to_flight(self, number: int, news: Delta | Refused | WorkerDied) -> None:
         flight = self._flights.get(number)

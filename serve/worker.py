@@ -133,7 +133,7 @@ class Worker:
             if (number := self._ids.get(delta.handle)) is None:
                 continue  # cancelled meanwhile
             deltas.append([number, *delta.to_message()[1:]])
-            if delta.finish is not None:
+            if delta.last:
                 del self._ids[delta.handle], self._handles[number]
         now = time.monotonic()
         message: dict[str, Any] = {"op": "deltas", "deltas": deltas}
