@@ -23,6 +23,8 @@ import numpy as np
 
 KEPT_CHARACTERS = 1 << 24
 """Of the segments kept: about 16 MB of text and as much of ids."""
+_LOCAL_FORMS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
+"""Normalizers of the same kind."""
 _LOCAL = {"ByteLevel", "Digits", "Split", "Punctuation", "Whitespace", "WhitespaceSplit", "UnicodeScripts"}
 """Pre-tokenizers that see no further than their segment (ByteLevel only without `add_prefix_space`)."""
 
@@ -140,7 +142,10 @@ def _cutter(made_of: dict[str, Any]) -> re.Pattern[str] | None:
     """Splits a text at its added tokens, which it keeps; None where segments are not independent."""
     added = made_of["added_tokens"]
     unclear = any(token["lstrip"] or token["rstrip"] or token["single_word"] for token in added)
-    if made_of.get("normalizer") is not None or made_of["model"].get("dropout") or unclear:
+    form = made_of.get("normalizer")
+    if form is not None:
+        unclear |= form.get("type") not in _LOCAL_FORMS or any(token["normalized"] for token in added)
+    if unclear or made_of["model"].get("dropout"):
         return None
     first = made_of.get("pre_tokenizer") or {}
     steps = first.get("pretokenizers", []) if first.get("type") == "Sequence" else [first]
