@@ -6,6 +6,7 @@ import asyncio
 import os
 from argparse import Namespace
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 
 from rich.console import Console
@@ -18,7 +19,6 @@ from serve.gate import is_loopback
 from serve.http import bind, serve
 from serve.settings import Network, Wishes
 from serve.supervisor import WorkerDied
-from serve.zero import choose, show
 
 KEY_VARIABLE = "ACORN_API_KEY"
 
@@ -27,12 +27,13 @@ def run(options: Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM. Raises StepFailed for what cannot be served."""
     network = network_of(options)
     path, names = find_model(Registry(options.home), options.model)
+    zero = import_module("serve.zero")  # with it come the sizes of models and machines: not for tests of the rest
     wishes = Wishes(**{one.name: getattr(options, one.name) for one in fields(Wishes)})
     console = Console(stderr=True, highlight=False)
     try:
         bound = bind(network)
-        settings = choose(path, wishes)
-        show(settings, console)
+        settings = zero.choose(path, wishes)
+        zero.show(settings, console)
         app = create_app(settings, network, names)
         host, port = bound.getsockname()[:2]
         place = f"http://{f'[{host}]' if ':' in host else host}:{port}"

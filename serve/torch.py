@@ -45,6 +45,8 @@ class TorchBackend:
         return []
 
     def submit(self, work: Work) -> int:
+        if work.search is not None:
+            raise ValueError("search is not served here: leave the field out")
         return self._engine.submit(
             Request(
                 prompt=work.ids,
@@ -71,7 +73,7 @@ class TorchBackend:
     def _constraint(self, schema: dict[str, Any]) -> Constraint:
         """Raises ValueError for a schema that is not supported."""
         if self._grammars is None:
-            from engine.grammar import Grammars
+            from engine.grammar import Grammars  # type: ignore[import-not-found]
 
             self._grammars = Grammars(self._folder, self._engine.vocab, self._engine.end_ids)
         constraint: Constraint = self._grammars.json_schema(schema).start()
