@@ -39,20 +39,19 @@ class Constraint:
         return memoryview(self._matcher.compute_bitmask()).cast("I")[: self._words]
 
     def accept(self, token: int) -> bool:
-        """Go on by `token`. True where the text is whole and cannot go on, or where an error ends it (`error`)."""
+        """Go on by `token`. True where the text is whole and cannot go on.
+
+        Raises ValueError for a token outside the mask, and for a grammar that outgrows llguidance's limits on its way.
+        """
         self._matcher.consume_token(token)
+        if self._matcher.is_error():
+            raise ValueError(f"the text cannot follow its grammar any further: {_sense(self._matcher.get_error())}")
         return bool(self._matcher.is_stopped())
 
     @property
     def complete(self) -> bool:
         """Whether the text so far is valid as it stands."""
-        return not self._matcher.is_error() and bool(self._matcher.is_accepting())
-
-    @property
-    def error(self) -> str | None:
-        """Why the generation cannot go on: a token outside the mask, or a grammar that grew beyond llguidance's limits
-        on its way. None where all is well."""
-        return _sense(self._matcher.get_error()) if self._matcher.is_error() else None
+        return bool(self._matcher.is_accepting())
 
 
 class Grammar:

@@ -51,18 +51,26 @@ class Settings:
     """Of the worker's tensor operations."""
     max_waiting: int
     """Requests that may wait for a row; one more is answered 429."""
+    verifier: Path | None = None
+    """A process reward model for `search`, where a request names none."""
+    search_budget: int = 16384
+    """Most tokens, drawn and scored, that one search may cost."""
+    fixed: tuple[str, ...] = ()
+    """Fields that the user fixed."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Field name -> why it has this value, for people."""
 
     def to_message(self) -> dict[str, Any]:
         """Plain JSON; `from_message` undoes it."""
-        return asdict(self) | {"model": str(self.model)}
+        return asdict(self) | {"model": str(self.model), "verifier": self.verifier and str(self.verifier)}
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> Settings:
         known = {one.name for one in fields(cls)}
         values = {name: value for name, value in message.items() if name in known}
-        return cls(**values | {"model": Path(message["model"])})
+        verifier = message.get("verifier")
+        paths = {"model": Path(message["model"]), "verifier": None if verifier is None else Path(verifier)}
+        return cls(**values | paths | {"fixed": tuple(message.get("fixed", ()))})
 
 
 @dataclass(frozen=True)
