@@ -1,8 +1,8 @@
 """What only a clock can say: the worker times a few forward passes and settles what `serve.zero` left open.
 
-Before loading, one layer's matrices on a CPU, with fewer threads and in both dtypes, since what bfloat16 gains there depends on the processor
-(some multiply it in hardware, others convert number by number). After loading, one prompt and one decode step through
-the engine's own cache. Together well below a second for models that a CPU is right for.
+Before loading, one layer's matrices on a CPU, with fewer threads and in both dtypes: what bfloat16 gains depends on the
+processor (some multiply it in hardware, others convert number by number). After loading, one prompt and one decode step
+through the engine's own cache. Together well below a second for models that a CPU is right for.
 
 Timings differ from run to run, so borders are powers of two and a dtype must win clearly; what is settled is kept when
 a worker is started again.
@@ -67,8 +67,7 @@ def before_loading(settings: Settings) -> Settings:
 
 
 def _threads(settings: Settings, shapes: list[tuple[int, int]]) -> Settings:
-    """The fewest threads that are about as fast as any: on cores that others keep busy, or with tiny matrices, each more
-    makes all wait."""
+    """The fewest threads that are about as fast as any: all wait for the slowest, which on busy cores may take long."""
     if "threads" in settings.fixed or settings.threads == 1 or not shapes:
         return settings
     before = torch.get_num_threads()

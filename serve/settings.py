@@ -55,6 +55,8 @@ class Settings:
     """A process reward model for `search`, where a request names none."""
     search_budget: int = 16384
     """Most tokens, drawn and scored, that one search may cost."""
+    home: Path | None = None
+    """The registry in which a request's verifier is looked up; None: requests cannot name one."""
     fixed: tuple[str, ...] = ()
     """Fields that the user fixed."""
     reasons: dict[str, str] = field(default_factory=dict)
@@ -62,15 +64,16 @@ class Settings:
 
     def to_message(self) -> dict[str, Any]:
         """Plain JSON; `from_message` undoes it."""
-        return asdict(self) | {"model": str(self.model), "verifier": self.verifier and str(self.verifier)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> Settings:
         known = {one.name for one in fields(cls)}
         values = {name: value for name, value in message.items() if name in known}
-        verifier = message.get("verifier")
-        paths = {"model": Path(message["model"]), "verifier": None if verifier is None else Path(verifier)}
-        return cls(**values | paths | {"fixed": tuple(message.get("fixed", ()))})
+        for name in ("model", "verifier", "home"):
+            if values.get(name) is not None:
+                values[name] = Path(values[name])
+        return cls(**values | {"fixed": tuple(values.get("fixed", ()))})
 
 
 @dataclass(frozen=True)
