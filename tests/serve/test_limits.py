@@ -1,4 +1,4 @@
-"""Memory and cores, read from made-up file systems: control groups of both versions, nested, with and without limits."""
+"""Memory and cores, read from made-up file systems: control groups of both versions, nested, with and without limit."""
 
 from __future__ import annotations
 

@@ -29,7 +29,11 @@ def make_folder(folder: Path, dtype: str, layers: int, hidden: int, **config: An
     tensors: dict[str, Any] = {}
     at, width = 0, {"F32": 4, "BF16": 2, "F16": 2}[dtype]
     for name in ["model.embed_tokens.weight", *(f"model.layers.{n}.mlp.up_proj.weight" for n in range(layers))]:
-        tensors[name] = {"dtype": dtype, "shape": [4 * hidden, hidden], "data_offsets": [at, at + 4 * hidden**2 * width]}
+        tensors[name] = {
+            "dtype": dtype,
+            "shape": [4 * hidden, hidden],
+            "data_offsets": [at, at + 4 * hidden**2 * width],
+        }
         at += 4 * hidden**2 * width
     header = json.dumps(tensors).encode()
     with (folder / "model.safetensors").open("wb") as file:
