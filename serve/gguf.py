@@ -53,10 +53,6 @@ def read_gguf(file: Path) -> tuple[TextTokenizer, str | None]:
 def _tokenizer(file: Path, pre: str, tokens: list[str], merges: list[str], types: list[int] | None) -> Any:
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
-    if model != "gpt2":
-        raise ValueError(
-            f"{file.name} has a tokenizer of kind '{model}'; served are GGUFs with byte-level BPE ('gpt2')"
-        )
     vocabulary = {token: number for number, token in enumerate(tokens)}
     pairs = [tuple(merge.split(" ")) for merge in merges]
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre == "llama-bpe"))

@@ -50,7 +50,9 @@ def _post(body: type) -> dict[str, Any]:
     """The API's document of a body; it is read by `serve.bodies.read`, not by FastAPI."""
     schema = {"$ref": f"#/components/schemas/{body.__name__}"}
     content = {"application/json": {"schema": schema}}
-    return {"responses": FAULTS, "openapi_extra": {"requestBody": {"required": True, "content": content}}}
+    extra = {"requestBody": {"required": True, "content": content}}
+    streams = {200: {"content": {"text/event-stream": {"schema": {"type": "string"}}}}}
+    return {"responses": FAULTS | (streams if issubclass(body, Common) else {}), "openapi_extra": extra}
 
 
 def make_router(state: State) -> APIRouter:

@@ -18,12 +18,15 @@ class TorchBackend:
     def __init__(self, settings: Settings) -> None:
         torch.set_num_threads(settings.threads)
         self._folder = settings.model
+        # Half for those that run, but a whole context; what is left for the prefix cache.
+        running = min(settings.kv_tokens, max(settings.context, settings.kv_tokens // 2))
         self._engine = ServingEngine(
             settings.model,
             device=settings.device,
             dtype=settings.dtype,
             context=settings.context,
-            tokens=settings.kv_tokens,
+            tokens=running,
+            cache_tokens=settings.kv_tokens - running,
             rows=settings.rows,
             chunk=settings.chunk,
         )
