@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 
 from engine.cache import KVTree, free_memory
-from serve.limits import ram
+from engine.limits import ram
 from serve.settings import Settings
 from serve.sizes import ModelSize, folder_size
-from serve.zero import MOST_CONTEXTS, ROW, SHARE, gb, waiting
+from serve.zero import MOST_CONTEXTS, ROW, SHARE, context_of, gb, waiting
 
 STALL = 0.2
 """Seconds that the rows being decoded may wait for a chunk of somebody's prompt, and for a step of their own."""
@@ -51,7 +51,7 @@ def before_loading(settings: Settings) -> Settings:
     shapes = _shapes(size)
     settings = _threads(settings, shapes)
     torch.set_num_threads(settings.threads)
-    if settings.dtype != "float32" or "dtype" in settings.fixed or not shapes:
+    if settings.dtype != "float32" or "dtype" not in settings.unsettled or not shapes:
         return settings
     # A decode step and a chunk of a prompt, the geometric mean.
     gains = [
@@ -68,7 +68,7 @@ def before_loading(settings: Settings) -> Settings:
 
 def _threads(settings: Settings, shapes: list[tuple[int, int]]) -> Settings:
     """The fewest threads that are about as fast as any: all wait for the slowest, which on busy cores may take long."""
-    if "threads" in settings.fixed or settings.threads == 1 or not shapes:
+    if "threads" not in settings.unsettled or settings.threads == 1 or not shapes:
         return settings
     before = torch.get_num_threads()
     seconds = {}
@@ -100,35 +100,34 @@ def settle(settings: Settings, tree: KVTree, reserve: int = 0) -> Settings:
     eight = max(one, _seconds(lambda: _decode(tree, prefixes)) / STEPS)
     settings = _memory(settings, tree, reserve)
     settings = _chunk(settings, tree, per_token)
-    return _rows(settings, one, eight)
+    return replace(_rows(settings, one, eight), unsettled=())
 
 
 def _memory(settings: Settings, tree: KVTree, reserve: int) -> Settings:
     """`kv_tokens` and `context` from what is really free now that the model is there."""
-    if "kv_tokens" in settings.fixed:
+    if "kv_tokens" not in settings.unsettled:
         return settings
     each, cuda = tree.bytes_per_position, tree.device.type == "cuda"
-    memory, what = (free_memory(tree.device), "GPU memory") if cuda else ((found := ram()).free, found.what)
+    memory, what = free_memory(tree.device), "the GPU" if cuda else ram().what
     room = int(max(0, memory - reserve) * SHARE["cuda" if cuda else "cpu"]) // each
-    least = min(settings.context, 1 if "context" not in settings.fixed else settings.context)
+    least = 2 if "context" in settings.unsettled else settings.context
     if room < least:
         raise ValueError(
             f"with the model loaded, {what} has {gb(memory)} free, too little for a cache of {least} tokens of {each:,}"
             " bytes; free memory, or ask for a smaller --context"
         )
-    most = MOST_CONTEXTS * settings.context
-    why = f"{MOST_CONTEXTS} whole contexts" if most <= room else f"{SHARE['cuda' if cuda else 'cpu']:.0%} of the"
-    if most > room:
-        why = f"{why} {gb(memory)} that {what} has free with the model loaded"
-    room = min(room, most)
+    positions = tree.context
+    most = MOST_CONTEXTS * positions
+    why = f"{MOST_CONTEXTS} whole contexts"
+    if room < most:
+        most, why = room, f"{SHARE['cuda' if cuda else 'cpu']:.0%} of what {what} has free with the model loaded"
+    room = most
     settings = _with(settings, "kv_tokens", room, f"{gb(room * each)} at {each:,} bytes a token: {why}")
-    if settings.context > room:
-        settings = _with(settings, "context", room, "as many as the key-value cache holds")
-    return settings
+    return _with(settings, "context", *context_of(positions, room)) if "context" in settings.unsettled else settings
 
 
 def _chunk(settings: Settings, tree: KVTree, per_token: float) -> Settings:
-    if "chunk" in settings.fixed:
+    if "chunk" not in settings.unsettled:
         return settings
     rate = f"prompts run at {1 / per_token:,.0f} tokens/s"
     chunk = min(_power(STALL / per_token), settings.context)
@@ -142,7 +141,7 @@ def _chunk(settings: Settings, tree: KVTree, per_token: float) -> Settings:
 
 def _rows(settings: Settings, one: float, eight: float) -> Settings:
     """Step times are taken as a line through those of one row and of eight."""
-    if "rows" in settings.fixed:
+    if "rows" not in settings.unsettled:
         return settings
     slope = max((eight - one) / 7, 1e-9)
     by_time = int(max(1, (max(STALL, 2 * one) - one) / slope + 1))
@@ -151,7 +150,7 @@ def _rows(settings: Settings, one: float, eight: float) -> Settings:
     times = f"a step takes {one * 1000:.1f} ms with one row, {eight * 1000:.1f} with eight"
     limit = "" if rows < by_memory else f"; the cache has {ROW} tokens for each"
     settings = _with(settings, "rows", rows, f"{times}{limit}")
-    if "max_waiting" in settings.fixed:
+    if "max_waiting" not in settings.unsettled:
         return settings
     return _with(settings, "max_waiting", waiting(rows), settings.reasons.get("max_waiting", ""))
 

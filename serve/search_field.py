@@ -9,6 +9,7 @@ the names that recipes and `acorn search` have for them (`search.options`). No h
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -58,13 +59,20 @@ class Plan(Shared):
         return METHODS[self.method].options.model_validate(self.options)
 
 
-def read_search(
-    field: Mapping[str, Any], max_tokens: int | None, most: int, verifier: bool, temperature: float
-) -> Plan:
+@dataclass(frozen=True)
+class Offer:
+    """What a server has for searches."""
+
+    budget: int
+    """Most tokens of one."""
+    verifier: bool
+    """Whether there is one if a request names none."""
+
+
+def read_search(field: Mapping[str, Any], max_tokens: int | None, offer: Offer, temperature: float) -> Plan:
     """The field of a request whose answer may have `max_tokens` (None: it does not say).
 
-    `most`: the server's limit of a budget. `verifier`: whether there is one if the request names none. Raises
-    ValueError, with the nearest name for a misspelt one, for whatever cannot be searched.
+    Raises ValueError, with the nearest name for a misspelt one, for whatever cannot be searched.
     """
     method = field.get("method", METHOD)
     if method not in METHODS:
@@ -88,7 +96,7 @@ def read_search(
         fault = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, ("search", *fault["loc"])))
         raise ValueError(f"{where}: {fault['msg'].removeprefix('Value error, ')}") from error
-    if entry.scored and shared.verifier is None and not verifier:
+    if entry.scored and shared.verifier is None and not offer.verifier:
         unscored = ", ".join(name for name, other in METHODS.items() if not other.scored)
         raise ValueError(
             f"search: {method} needs a process reward model and none was trained for this model: name one as verifier,"
@@ -96,9 +104,9 @@ def read_search(
         )
     if temperature == 0 and method != "greedy":
         raise ValueError("search with temperature 0: all solutions would be the same; leave temperature out")
-    budget = shared.budget or most
-    if budget > most:
-        raise ValueError(f"search.budget is {budget}: this server allows {most} tokens; give that or less")
+    budget = shared.budget or offer.budget
+    if budget > offer.budget:
+        raise ValueError(f"search.budget is {budget}: this server allows {offer.budget} tokens; give that or less")
     each = 2 if entry.scored else 1
     limits = Budget(max_tokens or min(SOLUTION, max(1, budget // each)), shared.max_step_tokens, budget)
     limits.refuse_if_impossible(method, entry.scored)

@@ -57,8 +57,8 @@ class Settings:
     """Most tokens, drawn and scored, that one search may cost."""
     home: Path | None = None
     """The registry in which a request's verifier is looked up; None: requests cannot name one."""
-    fixed: tuple[str, ...] = ()
-    """Fields that the user fixed."""
+    unsettled: tuple[str, ...] = ()
+    """Fields that the worker settles by the clock once it is there (`serve.probe`), and then tells."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Field name -> why it has this value, for people."""
 
@@ -73,7 +73,7 @@ class Settings:
         for name in ("model", "verifier", "home"):
             if values.get(name) is not None:
                 values[name] = Path(values[name])
-        return cls(**values | {"fixed": tuple(values.get("fixed", ()))})
+        return cls(**values | {"unsettled": tuple(values.get("unsettled", ()))})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections import OrderedDict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from serve.limits import ram
+from engine.limits import ram
 from serve.settings import Settings
 from serve.sizes import folder_size
 from serve.zero import gb

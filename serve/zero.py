@@ -23,7 +23,7 @@ from rich.console import Console
 from rich.table import Table
 
 from engine.adapters import find_gguf
-from serve.limits import Memory, cores, ram, vram
+from engine.limits import Memory, cores, ram, vram
 from serve.settings import EngineKind, Settings, Wishes
 from serve.sizes import BYTES, ModelSize, folder_size, gguf_size
 
@@ -44,6 +44,8 @@ MOST_CONTEXTS = 256
 UNKNOWN_CONTEXT = 32_768
 LLAMA_CONTEXT, LLAMA_ROWS = 8192, 8
 """llama.cpp takes rows x context positions at once and for good, so neither is larger than most conversations need."""
+SETTLED = ("dtype", "context", "kv_tokens", "chunk", "rows", "threads", "max_waiting")
+"""By the worker of a model folder (`serve.probe`), unless fixed."""
 FIELDS = ("engine", "device", "dtype", "context", "kv_tokens", "chunk", "rows", "threads", "max_waiting")
 
 
@@ -87,7 +89,9 @@ def choose(
         if not (path / "config.json").exists():
             raise ValueError(f"{path} cannot be served with engine {choice.wishes.engine}: it holds no config.json")
         settings = _torch(choice, path, verifier)
-    return replace(settings, fixed=tuple(choice.fixed), reasons=choice.reasons)
+    if settings.engine == "torch":
+        settings = replace(settings, unsettled=tuple(name for name in SETTLED if name not in choice.fixed))
+    return replace(settings, reasons=choice.reasons)
 
 
 def table(settings: Settings) -> Table:
@@ -158,6 +162,7 @@ def _torch(choice: _Choice, folder: Path, verifier: Path | None) -> Settings:
         threads=choice.of("threads", threads, source),
         max_waiting=_waiting(choice, rows),
         verifier=verifier,
+        search_budget=min(Settings.search_budget, kv_tokens // 2),
     )
     choice.reasons["model"] = (
         f"{size.parameters / 1e6:.2f}M parameters, {gb(size.stored)} in the files; {memory.what} has {gb(memory.free)}"
@@ -178,14 +183,20 @@ def _cache(
     else:
         why = f"half of what {memory.what} has left beside the weights"
     kv_tokens = choice.of("kv_tokens", room, f"{gb(room * each)} at {each:,} bytes a token: {why}")
-    whole = "all positions of the model" if positions <= kv_tokens else "as many as the key-value cache holds"
-    context = choice.of("context", min(positions, kv_tokens), whole)
+    context = choice.of("context", *context_of(positions, kv_tokens))
     if context > positions:
         raise ValueError(f"--context {context} is more than the {positions} positions of the model; give that or less")
     if context > kv_tokens:
         raise ValueError(f"--context {context} is more than the {kv_tokens} tokens of the key-value cache; give less")
     rows = max(1, min(64, kv_tokens // min(context, ROW)))
     return kv_tokens, context, choice.of("rows", rows, "not timed yet")
+
+
+def context_of(positions: int, kv_tokens: int) -> tuple[int, str]:
+    """Context and why: where the cache is small, one whole sequence can run while another is kept."""
+    if positions <= kv_tokens // 2:
+        return positions, "all positions of the model"
+    return max(1, kv_tokens // 2), "half of what the key-value cache holds"
 
 
 def _dtype(size: ModelSize, room: Mapping[str, int], gpu: bool, enough: int) -> tuple[str, str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from serve.limits import cores, ram
+from engine.limits import cores, ram
 
 GB = 1 << 30
 NONE_V1 = "9223372036854771712"
