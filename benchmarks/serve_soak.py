@@ -4,8 +4,8 @@
     python -m benchmarks.serve_soak --url http://127.0.0.1:8000 --pid $! --minutes 10
 
 Clients hold conversations of growing length, some streamed, some left in the middle, some with a stop string or log
-probabilities, and begin new ones. Resident memory of the server's processes is noted every second; the growth is that of
-the medians of the second and the last fifth of the time, so that caches which fill at first do not count.
+probabilities, and begin new ones. Resident memory of the server's processes is noted every second; the growth is that
+of the medians of the second and the last fifth of the time, so that caches which fill at first do not count.
 """
 
 from __future__ import annotations
@@ -22,26 +22,7 @@ from typing import Any
 import httpx
 import psutil
 
-WORDS = [
-    "Tom",
-    "Mia",
-    "has",
-    "buys",
-    "lends",
-    "finds",
-    "keys",
-    "pens",
-    "apples",
-    "3",
-    "14",
-    "9",
-    "triples",
-    "after",
-    "that",
-    "how",
-    "many",
-    "now",
-]
+WORDS = ("Tom", "Mia", "buys", "lends", "finds", "keys", "pens", "apples", "3", "14", "9", "after that", "how many")
 
 
 async def hold_conversations(url: str, until: float, seed: int, counts: Counter[str]) -> None:
