@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 VOCABULARY = 4096
+LARGE_VOCABULARY = 49152
+"""SmolLM2's."""
 
 
 def make_llama(folder: Path, width: int, layers: int, positions: int = 2048) -> Path:
@@ -34,6 +37,26 @@ def make_llama(folder: Path, width: int, layers: int, positions: int = 2048) -> 
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     return folder
+
+
+def make_long_llama(positions: int) -> Any:
+    """A model object of 5.1M parameters, most of them a vocabulary as large as SmolLM2's; three heads of 32 on one
+    key-value head, as there."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=LARGE_VOCABULARY,
+        hidden_size=96,
+        intermediate_size=256,
+        num_hidden_layers=4,
+        num_attention_heads=3,
+        num_key_value_heads=1,
+        max_position_embeddings=positions,
+        tie_word_embeddings=True,
+    )
+    return LlamaForCausalLM(config).eval()
 
 
 def _tokenizer(folder: Path) -> None:
