@@ -19,6 +19,7 @@ from serve.gate import is_loopback
 from serve.http import bind, serve
 from serve.settings import Network, Wishes
 from serve.supervisor import WorkerDied
+from serve.zero import choose, show
 
 KEY_VARIABLE = "ACORN_API_KEY"
 
