@@ -36,15 +36,11 @@ def read_gguf(file: Path) -> tuple[TextTokenizer, str | None]:
     for name in ("bos", "eos"):
         if (token := value(f"ggml.{name}_token_id")) is not None:
             names[f"{name}_token"] = tokens[token]
-    begins = tokens[value("ggml.bos_token_id")] if value("ggml.add_bos_token", False) and "bos_token" in names else None
-    tokenizer = _tokenizer(
-        file,
-        value("ggml.model"),
-        value("ggml.pre", "gpt-2"),
-        tokens,
-        value("ggml.merges", []),
-        value("ggml.token_type"),
-    )
+    model, pre = value("ggml.model"), value("ggml.pre", "gpt-2")
+    if model != "gpt2":
+        raise ValueError(f"{file.name} has a tokenizer of kind '{model}'; served are GGUFs with byte-level BPE (gpt2)")
+    tokenizer = _tokenizer(file, pre, tokens, value("ggml.merges", []), value("ggml.token_type"))
+    begins = names.get("bos_token") if value("ggml.add_bos_token", False) else None
     if begins is not None:
         _begin_with(tokenizer, begins)
     return TextTokenizer(tokenizer, names), value("chat_template")

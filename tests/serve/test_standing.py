@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from acorn.launch import StepFailed
 from benchmarks.serve_fuzz import bombard, make_shot
 from serve.command import network_of
 from serve.settings import Network
+from serve.supervisor import WorkerDied
 from tests.serve.servers import NAME, Running, running, settings_of
 
 ASK = [{"role": "user", "content": "So?"}]
@@ -159,14 +161,23 @@ def test_a_killed_worker_ends_its_requests_with_an_error_and_comes_back(guarded:
     assert "acorn_worker_ready 1.0" in text
 
 
-def test_a_model_that_cannot_be_loaded_is_a_sentence(tiny_model: Path, tmp_path: Path) -> None:
-    from serve.supervisor import WorkerDied
+def test_a_model_that_cannot_be_loaded_is_a_sentence(tiny_model: Path) -> None:
+    with pytest.raises(WorkerDied, match="is no GGUF model that can be read"):
+        Running(settings_of(tiny_model, engine="llamacpp")).start()
 
-    for file in tiny_model.iterdir():
-        if file.suffix != ".safetensors":
-            (tmp_path / file.name).write_bytes(file.read_bytes())
-    with pytest.raises(WorkerDied, match="safetensors"):
-        Running(settings_of(tmp_path)).start()
+
+def test_two_hundred_clients_at_once_are_answered_or_told_to_come_again(served: Running) -> None:
+    async def flood() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(base_url=served.url, timeout=120, limits=limits) as client:
+            body = {"messages": ASK, "max_tokens": 3}
+            return await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(200)))
+
+    answers = asyncio.run(flood())
+    counts = Counter(answer.status_code for answer in answers)
+    assert set(counts) == {200, 429}
+    assert counts[200] >= 20  # 4 rows and 16 places to wait
+    assert served.app.state.admitted == 0
 
 
 def test_figures_for_prometheus_count_what_was_done(served: Running) -> None:
