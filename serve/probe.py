@@ -13,6 +13,8 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from math import prod
+from statistics import mean
 from typing import Any
 
 import torch
@@ -22,11 +24,11 @@ from engine.cache import KVTree, free_memory
 from engine.limits import ram
 from serve.settings import Settings
 from serve.sizes import ModelSize, folder_size
-from serve.zero import MOST_CONTEXTS, ROW, SHARE, context_of, gb, waiting
+from serve.zero import MOST_CONTEXTS, ROW, SHARE, UNKNOWN_CONTEXT, context_of, gb, waiting
 
 STALL = 0.2
 """Seconds that the rows being decoded may wait for a chunk of somebody's prompt, and for a step of their own."""
-CHUNKS = (16, 2048)
+CHUNKS = (32, 2048)
 ROWS = 256
 STEPS = 3
 CLEARLY = 1.25
@@ -74,7 +76,8 @@ def _threads(settings: Settings, shapes: list[tuple[int, int]]) -> Settings:
     seconds = {}
     for threads in sorted({1, max(1, settings.threads // 2), settings.threads}):
         torch.set_num_threads(threads)
-        seconds[threads] = _multiply(shapes, 4, torch.float32) * _multiply(shapes, 128, torch.float32)
+        # The mean: what makes threads slow is waiting for one another, which the fastest call happens not to.
+        seconds[threads] = prod(_multiply(shapes, tokens, torch.float32, mean) for tokens in (4, 128))
     torch.set_num_threads(before)
     fewest = next(threads for threads, taken in seconds.items() if taken <= SAME * min(seconds.values()))
     if fewest == settings.threads:
@@ -116,7 +119,7 @@ def _memory(settings: Settings, tree: KVTree, reserve: int) -> Settings:
             f"with the model loaded, {what} has {gb(memory)} free, too little for a cache of {least} tokens of {each:,}"
             " bytes; free memory, or ask for a smaller --context"
         )
-    positions = tree.context
+    positions = folder_size(settings.model).context or UNKNOWN_CONTEXT
     most = MOST_CONTEXTS * positions
     why = f"{MOST_CONTEXTS} whole contexts"
     if room < most:
@@ -165,7 +168,9 @@ def _shapes(size: ModelSize) -> list[tuple[int, int]]:
     return shapes
 
 
-def _multiply(shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype) -> float:
+def _multiply(
+    shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype, of: Callable[[list[float]], float] = min
+) -> float:
     weights = [torch.full(shape, 0.01, dtype=dtype) for shape in shapes]
     inputs = [torch.full((tokens, shape[1]), 0.01, dtype=dtype) for shape in shapes]
 
@@ -173,7 +178,7 @@ def _multiply(shapes: list[tuple[int, int]], tokens: int, dtype: torch.dtype) ->
         return [torch.nn.functional.linear(x, weight) for x, weight in zip(inputs, weights, strict=True)]
 
     run()
-    return _seconds(run, 3)
+    return _seconds(run, 5, of)
 
 
 def _decode(tree: KVTree, prefixes: list[Any]) -> None:
@@ -183,8 +188,8 @@ def _decode(tree: KVTree, prefixes: list[Any]) -> None:
         tree.run(batch, ids_B1)
 
 
-def _seconds(call: Callable[[], Any], repeats: int = 2) -> float:
-    """Of the fastest of `repeats` calls: whatever else the machine does can only add."""
+def _seconds(call: Callable[[], Any], repeats: int = 2, of: Callable[[list[float]], float] = min) -> float:
+    """Of the fastest of `repeats` calls: whatever else the machine does can only add. Or their mean."""
     taken = []
     for _ in range(repeats):
         start = time.perf_counter()
@@ -192,7 +197,7 @@ def _seconds(call: Callable[[], Any], repeats: int = 2) -> float:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - start)
-    return max(min(taken), 1e-9)
+    return max(of(taken), 1e-9)
 
 
 def _width(tree: KVTree) -> int:

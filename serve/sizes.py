@@ -32,7 +32,7 @@ class ModelSize:
     cache_numbers: int
     """Numbers in the key-value cache for one token."""
     context: int | None
-    """Positions that the model has; None where the config does not say."""
+    """Positions that the model has and a batch of sequences can use; None where the config does not say."""
     width: int
     """Of the widest activation of one token: the sum over the matrices of a layer that it passes at once."""
     matrices: tuple[tuple[int, int], ...] = ()
@@ -59,13 +59,12 @@ def folder_size(folder: Path) -> ModelSize:
     hidden = _first(config, "hidden_size", "n_embd", "d_model", "dim")
     layer = [shape for name, (_, shape, _) in tensors.items() if _FIRST_LAYER.search(name) and len(shape) == 2]
     matrices = tuple((shape[0], shape[1]) for shape in layer)
-    positions = _first(config, "max_position_embeddings", "n_positions", "seq_length", required=False)
     return ModelSize(
         parameters=sum(counts.values()),
         stored=sum(size for _, _, size in tensors.values()),
         dtype=_STORED.get(most, most),
         cache_numbers=_cache_numbers(config, hidden),
-        context=positions or None,
+        context=_positions(config),
         width=8 * hidden + sum(max(shape) for shape in matrices),
         matrices=matrices,
     )
@@ -120,6 +119,18 @@ def _headers(folder: Path) -> dict[str, tuple[str, list[int], int]]:
     if not found:
         raise FileNotFoundError(f"{folder} holds no *.safetensors; pickled weights are not read: convert them first")
     return found
+
+
+def _positions(config: dict[str, Any]) -> int | None:
+    """Without those beyond a sliding window or the first range of a longrope, as `engine.load.pick_context` has it."""
+    found = [_first(config, "max_position_embeddings", "n_positions", "seq_length", required=False)]
+    kinds = config.get("layer_types") or ["sliding"]
+    if config.get("use_sliding_window", True) and any(kind != "full_attention" for kind in kinds):
+        found.append(int(config.get("sliding_window") or 0))
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if "longrope" in (rope.get("rope_type"), rope.get("type")):
+        found.append(int(rope.get("original_max_position_embeddings") or 0))
+    return min((positions for positions in found if positions), default=None)
 
 
 def _cache_numbers(config: dict[str, Any], hidden: int) -> int:

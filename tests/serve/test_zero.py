@@ -72,6 +72,16 @@ def test_sizes_of_a_gguf_are_those_of_its_folder(tiny_model: Path, tiny_gguf: Pa
     assert file.stored <= tiny_gguf.stat().st_size
 
 
+def test_a_sliding_window_and_a_longrope_end_the_context(tmp_path: Path) -> None:
+    for name, config, context in (
+        ("window", {"sliding_window": 1024}, 1024),
+        ("unused", {"sliding_window": 1024, "use_sliding_window": False}, 4096),
+        ("full", {"sliding_window": 1024, "layer_types": ["full_attention"] * 2}, 4096),
+        ("rope", {"rope_parameters": {"rope_type": "longrope", "original_max_position_embeddings": 2048}}, 2048),
+    ):
+        assert folder_size(make_folder(tmp_path / name, "F32", 2, 64, **config)).context == context
+
+
 def test_a_file_cut_short_is_refused(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m", "F32", 2, 64)
     with (folder / "model.safetensors").open("r+b") as file:
@@ -204,6 +214,6 @@ def test_the_clock_settles_what_was_left_open_and_nothing_else(tiny_model: Path)
     finally:
         torch.set_num_threads(threads)
     assert "tokens/s" in settled.reasons["chunk"] and "ms with one row" in settled.reasons["rows"]
-    assert settled.chunk in [16 << power for power in range(7)] and settled.rows in [1 << power for power in range(9)]
+    assert settled.chunk in [32 << power for power in range(7)] and settled.rows in [1 << power for power in range(9)]
     assert settled.kv_tokens == 256 * 1024
     assert (fixed.chunk, fixed.rows, fixed.kv_tokens, fixed.max_waiting) == (7, 3, 900, 5)
