@@ -107,12 +107,14 @@ class Reader:
             if asked:
                 raise invalid(f"search and {name} exclude each other: leave one out", "search")
         try:
-            return read_search(
+            plan = read_search(
                 body.search or {},
                 body.max_completion_tokens or body.max_tokens,
                 self._offer,
                 1.0 if body.temperature is None else body.temperature,
             )
+            # Only a stream has anybody to show the tree to.
+            return plan.model_copy(update={"progress": plan.progress and bool(body.stream)})
         except ValueError as error:
             raise invalid(str(error), "search") from error
 

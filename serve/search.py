@@ -175,6 +175,8 @@ class Searches:
             self._news.append(Delta(handle, error=str(error)))
             return
         self._running[handle] = run
+        if plan.progress:  # so that a stream begins when its search does
+            self._news.append(Delta(handle, extra={"steps": [], "spent": _spent(Spent())}))
         self._advance(run, None)
 
     def _make(self, handle: int, work: Work, plan: Plan) -> _Running:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from engine.interface import Sampling
@@ -15,7 +17,7 @@ from search.setup import Setup
 from serve.backend import Delta, Work
 from serve.search_field import Offer, Plan, read_search
 from tests.search.conftest import tiny_prm  # noqa: F401
-from tests.serve.servers import settings_of
+from tests.serve.servers import NAME, Running, settings_of
 
 OFFER = Offer(budget=4096, verifier=True)
 PROMPT = tuple(range(20, 60))
@@ -205,3 +207,66 @@ def test_a_verifier_that_is_none_is_refused(backend: Any, tmp_path: Path) -> Non
             named.find(ref)
     with pytest.raises(ValueError, match="trained on steps"):
         delimiter_of(backend.settings.verifier, "\n")
+
+
+ASK: dict[str, Any] = {
+    "model": NAME,
+    "messages": [{"role": "user", "content": "How many keys?"}],
+    "max_tokens": 24,
+    "seed": 7,
+}
+
+
+def test_a_client_sees_the_tree_grow_and_then_the_winner(served: Running) -> None:
+    search = {"search": {"method": "majority", "n": 3}}
+    whole = served.client().chat.completions.create(**ASK, extra_body=search)
+    stream = served.client().chat.completions.create(
+        **ASK, extra_body=search, stream=True, stream_options={"include_usage": True}
+    )
+    chunks = list(stream)
+    shown = [chunk.model_extra["search"] for chunk in chunks if chunk.model_extra and "search" in chunk.model_extra]
+    text = "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+    assert text == whole.choices[0].message.content
+    assert shown[-1] == whole.model_extra["search"]
+    steps = [step for each in shown[:-1] for step in each["steps"]]
+    assert len({step["id"] for step in steps}) >= 3
+    assert "".join(step["text"] for at in shown[-1]["path"] for step in steps if step["id"] == at) == text
+    assert chunks[-1].usage is not None
+    assert chunks[-1].usage.completion_tokens == shown[-1]["spent"]["generated"] == whole.usage.completion_tokens
+
+
+@pytest.mark.parametrize(
+    ("extra", "named"),
+    [
+        ({"search": {"method": "majorty"}}, "did you mean 'majority'"),
+        ({"search": {"method": "dvts"}}, "needs a process reward model"),
+        ({"search": {"method": "majority"}, "n": 2}, "n exclude each other"),
+        ({"search": {"method": "majority"}, "response_format": {"type": "json_object"}}, "response_format"),
+        ({"search": {"method": "majority"}, "temperature": 0}, "temperature 0"),
+        ({"search": {"method": "majority", "budget": 1 << 40}}, "allows"),
+    ],
+)
+def test_a_search_that_cannot_be_done_is_400(served: Running, extra: dict[str, Any], named: str) -> None:
+    answer = served.post("/v1/chat/completions", ASK | extra)
+    assert answer.status_code == 400
+    assert named in answer.json()["error"]["message"]
+    assert answer.json()["error"]["param"] == "search"
+
+
+def test_a_client_that_leaves_ends_its_search(served: Running) -> None:
+    body = ASK | {"stream": True, "max_tokens": 900, "search": {"method": "majority", "n": 16}}
+    supervisor = served.supervisor
+    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=60) as stream:
+        assert stream.status_code == 200
+        assert _soon(lambda: supervisor.stats["running"] > 0)
+    assert _soon(lambda: supervisor.in_flight == 0 and supervisor.stats["running"] == 0)
+    assert supervisor.stats["waiting"] == 0
+
+
+def _soon(holds: Callable[[], bool]) -> bool:
+    """Whether it holds within 30 seconds."""
+    for _ in range(600):
+        if holds():
+            return True
+        time.sleep(0.05)
+    return False
