@@ -50,7 +50,7 @@ def _tokenizer(file: Path, pre: str, tokens: list[str], merges: list[str], types
     from tokenizers import AddedToken, Tokenizer, decoders, models
 
     vocabulary = {token: number for number, token in enumerate(tokens)}
-    pairs = [tuple(merge.split(" ")) for merge in merges]
+    pairs = [(left, right) for left, _, right in (merge.partition(" ") for merge in merges)]
     tokenizer = Tokenizer(models.BPE(vocabulary, pairs, ignore_merges=pre == "llama-bpe"))
     tokenizer.pre_tokenizer = _pre_tokenizer(file, pre)
     tokenizer.decoder = decoders.ByteLevel()

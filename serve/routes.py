@@ -43,7 +43,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorAnswer, "description": "No room for one more request; Retry-After says when to come again"},
     503: {"model": ErrorAnswer, "description": "The model's process ended and is being started again"},
 }
-_GET = {status: FAULTS[status] for status in (401, 403)}
+_GET: dict[int | str, dict[str, Any]] = {status: FAULTS[status] for status in (401, 403)}
 
 
 def _post(body: type) -> dict[str, Any]:
@@ -138,7 +138,7 @@ async def _answer(state: State, request: Request, body: Common, job: Job, writer
             found = await until_gone(_all(pieces), request.receive)
             return _json(writer.answer(generation, found or [])) if found else Response(status_code=499)
         first = await until_gone(anext(pieces), request.receive)
-    except Exception as error:
+    except (WorkerDied, Refused, ValueError) as error:
         raise as_api_error(error) from error
     if first is None:
         await pieces.aclose()  # type: ignore[attr-defined]
@@ -178,13 +178,11 @@ def _json(answer: dict[str, Any]) -> Response:
     return Response(orjson.dumps(answer), media_type="application/json")
 
 
-def as_api_error(error: Exception) -> Exception:
-    """A failure of the worker as an answer; anything else as it is."""
+def as_api_error(error: WorkerDied | Refused | ValueError) -> ApiError:
+    """A failure of the worker, or of what was sent to it, as an answer."""
     if isinstance(error, WorkerDied):
         return ApiError(503, str(error), code="worker_died")
-    if isinstance(error, Refused | ValueError):
-        return invalid(str(error))
-    return error
+    return invalid(str(error))
 
 
 async def until_gone(work: Awaitable[_T], receive: Callable[[], Awaitable[Any]]) -> _T | None:
