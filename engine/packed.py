@@ -4,7 +4,7 @@ A prompt's chunk and the newest token of every running sequence go through the m
 attention tells them apart. Single tokens attend slab by slab (`engine.live`), chunks one by one. Logits are computed
 where they are asked for, of a prompt at its last token alone.
 
-Models that must use their own attention (`engine.load`) run one sequence after the other.
+Models that must use their own attention (`engine.load`, and a probe here) run one sequence after the other.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from transformers import AttentionInterface, Cache
 
 from engine.batch import using_attention
 from engine.cache import KVTree
-from engine.live import Live, Slab
+from engine.live import LEAST, Live, LiveStore, Slab
 
 NAME = "acorn_packed"
 """Under which transformers' AttentionInterface knows `attend`."""
@@ -41,17 +41,20 @@ class Packed:
     """Forward passes of a tree's model over pieces."""
 
     def __init__(self, tree: KVTree) -> None:
-        self._model, self._plain, self._device, self._dtype = tree.model, tree.plain, tree.device, tree.dtype
-        self._keeps = tree.keeps
+        self._model, self._device, self._dtype, self._keeps = tree.model, tree.device, tree.dtype, tree.keeps
         self._causal = torch.zeros(0, 0, dtype=self._dtype, device=self._device)
         AttentionInterface.register(NAME, attend)
+        self.plain = tree.plain
+        """The model uses its own attention."""
+        self.plain = self.plain or not _is_right(self, tree)
 
     @torch.inference_mode()
     def run(self, pieces: Sequence[Piece]) -> Tensor:
         """Run all pieces, lengthen their sequences; float32 logits of the wanted ones, in order, [wanted, V]."""
-        if self._plain:
+        if self.plain:
             outputs = [self._alone(piece) for piece in pieces]
-            logits = torch.cat([out for out, piece in zip(outputs, pieces, strict=True) if piece.wanted] or outputs[:0])
+            wanted = [out for out, piece in zip(outputs, pieces, strict=True) if piece.wanted]
+            logits = torch.cat(wanted) if wanted else outputs[0][:0]
         else:
             logits = self._together(pieces)
         for piece in pieces:
@@ -255,6 +258,22 @@ def _attend_chunk(query_hGND: Tensor, part: _Chunk, layer: int, scale: float) ->
         query_hGND, keys_hGTD, values_hGTD, attn_mask=part.mask, is_causal=part.mask is None, scale=scale
     )
     return out_hGND.flatten(0, 1).transpose(0, 1)
+
+
+def _is_right(packed: Packed, tree: KVTree) -> bool:
+    """Whether two sequences come out as in the tree (`engine.load` has compared that with plain forward passes)."""
+    size = min(9, tree.context - 1)
+    half = size // 2
+    vocab = tree.model.get_input_embeddings().weight.shape[0]
+    ids = torch.randint(vocab, (2 * size + 2,), generator=torch.Generator().manual_seed(0)).tolist()
+    rows = [ids[: size + 1], ids[-half - 1 :]]
+    expected = tree.extend([None, None], rows)[0][:, 0].float()
+    store = LiveStore(tree.shape, tree.dtype, tree.device, 8 * LEAST)
+    lives = [live for _ in rows if (live := store.take(size + 1)) is not None]
+    for cuts in ([(0, 0, half)], [(0, half, size), (1, 0, half)], [(0, size, size + 1), (1, half, half + 1)]):
+        found = packed.run([Piece(lives[row], rows[row][start:end], True) for row, start, end in cuts])
+    rounding = max(1e-4, 8 * torch.finfo(tree.dtype).eps) * expected.abs().max()
+    return bool((found - expected).abs().max() <= rounding)
 
 
 def _place(piece: Piece) -> tuple[bool, int, int]:

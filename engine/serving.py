@@ -35,6 +35,8 @@ from engine.rules import check_prompts, check_sampling, check_stops, finish_of, 
 
 ROWS = 64
 """Sequences that run together."""
+AHEAD = 64
+"""Positions beyond what a sequence has when it gets its place, at least; less if it may not have as many."""
 SHARE = 0.25
 """Of the free memory that running sequences may take when no limit is given; as much for the prefix cache."""
 
@@ -73,7 +75,7 @@ class ServingEngine:
     `device`, `dtype`, `context` and `end_ids` as for `engine.torch.TorchEngine`. `tokens`: positions that all running
     sequences may have together, the context at most; `cache_tokens`: those of the prefix cache (None: what a quarter
     of the free memory holds, each; no cache: 0), in blocks of `block`. `rows`: sequences that run together. `chunk`:
-    prompt tokens of one turn.
+    prompt tokens of one turn. `ahead`: positions that a sequence gets beyond what it has, whatever it may grow to.
     Raises ValueError for a model that cannot be run so (`engine.load`), FileNotFoundError for an incomplete folder.
     """
 
@@ -89,6 +91,7 @@ class ServingEngine:
         rows: int = ROWS,
         chunk: int = 512,
         block: int = BLOCK,
+        ahead: int = AHEAD,
     ) -> None:
         folder = Path(model) if isinstance(model, str | Path) else None
         self.model = (model if folder is None else load_model(folder, device, dtype)).eval()
@@ -99,12 +102,12 @@ class ServingEngine:
         cache_tokens = share if cache_tokens is None else cache_tokens
         _check_sizes(
             ("tokens", tokens, LEAST), ("cache_tokens", cache_tokens, 0), ("rows", rows, 1), ("chunk", chunk, 1),
-            ("block", block, 1),
+            ("block", block, 1), ("ahead", ahead, 1),
         )  # fmt: skip
         self._store = LiveStore(tree.shape, tree.dtype, tree.device, tokens)
         self._cache = PrefixCache(tree.shape, tree.dtype, tree.device, cache_tokens, block)
         self._packed = Packed(tree)
-        self._rows, self._chunk = rows, chunk
+        self._rows, self._chunk, self._ahead = rows, chunk, ahead
         self._context = min(tree.context, self._store.longest)
         self._ends = frozenset(end_ids_in(self.model, folder) if end_ids is None else end_ids)
         self._vocab = int(self.model.get_input_embeddings().weight.shape[0])
@@ -191,14 +194,8 @@ class ServingEngine:
             row.new.append(drawn.token)
             self._generated += 1
             request = row.request
-            finish = finish_of(
-                row.new,
-                len(row.ids),
-                request.max_tokens,
-                self._context,
-                self._ends,
-                [list(stop) for stop in request.stop],
-            )
+            total, limit = len(row.ids), request.max_tokens
+            finish = finish_of(row.new, total, limit, self._context, self._ends, request.stop)
             if request.constraint is not None and finish != "eos":
                 try:
                     if request.constraint.accept(drawn.token):
@@ -272,7 +269,7 @@ class ServingEngine:
     def _need(self, row: _Row) -> int:
         """Positions for what a sequence has and a little more."""
         left = row.request.max_tokens - len(row.new)
-        return min(self._context, len(row.ids) + min(left, LEAST + len(row.ids) // 4))
+        return min(self._context, len(row.ids) + min(left, self._ahead + len(row.ids) // 4))
 
     def _make_room(self) -> None:
         """A position for the next token of every running sequence; where there is no memory, the youngest gives way."""
