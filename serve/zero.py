@@ -46,6 +46,8 @@ LLAMA_CONTEXT, LLAMA_ROWS = 8192, 8
 """llama.cpp takes rows x context positions at once and for good, so neither is larger than most conversations need."""
 SETTLED = ("dtype", "context", "kv_tokens", "chunk", "rows", "threads", "max_waiting")
 """By the worker of a model folder (`serve.probe`), unless fixed."""
+VLLM = False
+"""Whether `serve.backend` runs vLLM; it is chosen only then."""
 FIELDS = ("engine", "device", "dtype", "context", "kv_tokens", "chunk", "rows", "threads", "max_waiting")
 
 
@@ -131,8 +133,9 @@ def _torch(choice: _Choice, folder: Path, verifier: Path | None) -> Settings:
     size, machine = folder_size(folder), choice.machine
     gpu = machine.vram is not None and choice.wishes.device != "cpu"
     device = choice.of("device", "cuda" if gpu else "cpu", machine.vram.what if gpu and machine.vram else "no GPU here")
-    fast = gpu and machine.vllm
-    engine = choice.of("engine", "vllm" if fast else "torch", _engine_reason(gpu, machine.vllm))
+    engine = choice.of(
+        "engine", "vllm" if gpu and machine.vllm and VLLM else "torch", _engine_reason(gpu, machine.vllm)
+    )
     memory = machine.vram if gpu and machine.vram else machine.ram
     extra = folder_size(verifier).weights("float32") if verifier is not None else 0
     fixed_cost = (0 if gpu else LIBRARIES) + extra
@@ -215,12 +218,9 @@ def _dtype(size: ModelSize, room: Mapping[str, int], gpu: bool, enough: int) -> 
 
 def _too_large(size: ModelSize, dtype: str, memory: Memory, fixed_cost: int, tokens: int) -> str:
     need = fixed_cost + size.weights(dtype) + int(tokens * size.cache(dtype) / SHARE["cpu"])
-    quarter = int(size.parameters * 1.07)  # Q8_0: 8.5 bits a weight
-    remedy = (
-        f"export it as a GGUF and serve that (Q8_0 has about {gb(quarter)})"
-        if need > quarter + LLAMA
-        else "free memory"
-    )
+    small = ((name, int(size.parameters * bits / 8)) for name, bits in (("Q8_0", 8.5), ("Q4_0", 4.5)))
+    fits = [f"{name} has about {gb(weights)}" for name, weights in small if 1.1 * weights + LLAMA < memory.free]
+    remedy = f"export it as a GGUF and serve that ({fits[0]})" if fits else "free memory"
     return (
         f"the model does not fit: {gb(size.weights(dtype))} of weights in {dtype}, {gb(fixed_cost)} for the process"
         f" and {tokens:,} tokens of key-value cache at {size.cache(dtype):,} bytes need {gb(need)}, and {memory.what}"
@@ -278,9 +278,9 @@ def _waiting(choice: _Choice, rows: int) -> int:
 
 
 def _engine_reason(gpu: bool, vllm: bool) -> str:
-    if gpu:
-        return "vLLM is installed and there is a GPU" if vllm else "a model folder on a GPU, and vLLM is not installed"
-    return "a model folder, and no GPU"
+    if gpu and vllm:
+        return "vLLM is installed and there is a GPU" if VLLM else "vLLM is installed, but not served yet"
+    return "a model folder on a GPU, and vLLM is not installed" if gpu else "a model folder, and no GPU"
 
 
 def _check(wishes: Wishes, gguf: bool, machine: Machine) -> None:
