@@ -122,6 +122,7 @@ def _serving(target: argparse.ArgumentParser) -> None:
     target.add_argument("--host", default="127.0.0.1", help="another one needs an API key (default: 127.0.0.1)")
     target.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     target.add_argument("--api-key", metavar="KEY", help="that clients must send (better: $ACORN_API_KEY)")
+    target.add_argument("--verifier", metavar="REF", help="of searches (default: the one trained for the model)")
     fixed = target.add_argument_group("fixed choices", "what the server would choose by itself, and says")
     fixed.add_argument("--engine", choices=("torch", "llamacpp", "vllm"))
     fixed.add_argument("--device", choices=("cpu", "cuda"))

@@ -25,11 +25,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import psutil
 import torch
 from torch import Tensor
 
 from engine.batch import ROOM, Batch, pays
+from engine.limits import ram
 from engine.prefix import Prefix, Shape, Store
 
 CHUNK = 2048
@@ -203,4 +203,4 @@ def free_memory(device: torch.device) -> int:
     """Bytes that can still be taken on `device`."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
-    return int(psutil.virtual_memory().available)
+    return ram().free

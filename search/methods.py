@@ -98,6 +98,26 @@ def search(
     return [outcomes[index] for index in range(len(prompts))]
 
 
+def begin(
+    engine: Engine,
+    verifier: Verifier | None,
+    prompt: Sequence[int],
+    seed: int,
+    options: Options,
+    setup: Setup,
+    watch: Watch | None = None,
+) -> Search[Outcome]:
+    """One search as a coroutine, for a caller that answers its requests among other work (`search.scheduler`).
+
+    It calls only `fork`, `close` and `context` of `engine` itself. Closing it frees all its sequences. Raises
+    ValueError like `search`, before the first request.
+    """
+    entry = METHODS[options.name]
+    check(entry, options, verifier is not None, setup)
+    check_room([prompt], engine.context)
+    return _solve(entry, Trial(engine, verifier if entry.scored else None, setup, prompt, seed, watch), options)
+
+
 def check(entry: Entry, options: Options, has_verifier: bool, setup: Setup) -> None:
     """Raise ValueError, before any work, for a method that cannot run."""
     if entry.scored and not has_verifier:

@@ -18,6 +18,7 @@ from serve.errors import ApiError
 from serve.gate import Gate
 from serve.metrics import Metrics
 from serve.routes import make_router
+from serve.search_field import Offer
 from serve.settings import Network, Settings
 from serve.state import State
 from serve.supervisor import Supervisor
@@ -35,7 +36,7 @@ def create_app(settings: Settings, network: Network, names: Sequence[str]) -> Ga
     model whose tokenizer or chat template cannot be read.
     """
     supervisor, metrics = Supervisor(settings, network.ready_seconds), Metrics()
-    state = State(supervisor, load_reader(settings.model), metrics, list(names))
+    state = State(supervisor, load_reader(settings), metrics, list(names))
     app = FastAPI(title="acorn", docs_url=None, redoc_url=None)
     app.include_router(make_router(state))
     app.add_exception_handler(ApiError, _api_error)
@@ -43,18 +44,20 @@ def create_app(settings: Settings, network: Network, names: Sequence[str]) -> Ga
     app.openapi = lambda: _document(app)  # type: ignore[method-assign]
     if WEB.is_dir():
         app.mount("/", StaticFiles(directory=WEB, html=True))
-    return Gate(app, network, settings.rows + settings.max_waiting, state)
+    return Gate(app, network, state)
 
 
-def load_reader(model: Path) -> Reader:
-    """Tokenizer and chat template of a model folder or a GGUF file."""
+def load_reader(settings: Settings) -> Reader:
+    """Tokenizer and chat template of a model folder or a GGUF file, and whether it can search."""
+    model = settings.model
     if model.suffix == ".gguf":
         from serve.gguf import read_gguf
 
         tokenizer, source = read_gguf(model)
     else:
         tokenizer, source = TextTokenizer.from_folder(model), read_template(model)
-    return Reader(tokenizer, ChatTemplate(source, tokenizer.names) if source else None)
+    offer = Offer(settings.search_budget, settings.verifier is not None) if settings.engine == "torch" else None
+    return Reader(tokenizer, ChatTemplate(source, tokenizer.names) if source else None, offer)
 
 
 async def _api_error(request: Request, error: Exception) -> Response:

@@ -74,6 +74,10 @@ class Backend(Protocol):
     """Runs many pieces of work at once."""
 
     @property
+    def settings(self) -> Settings:
+        """As they are now that the model is there."""
+
+    @property
     def context(self) -> int:
         """Most tokens of one sequence."""
 

@@ -14,6 +14,7 @@ from engine.interface import Sampling
 from engine.rules import COLDEST
 from serve.bodies import MOST_CHOICES, ChatRequest, Common, CompletionRequest, Message, NamedTool
 from serve.errors import invalid
+from serve.search_field import Offer, Plan, read_search
 from serve.template import ChatTemplate, TemplateRefused, Turn
 from serve.tokenizer import TextTokenizer
 from serve.tools import call_schema
@@ -60,8 +61,9 @@ class Job:
 class Reader:
     """Reads requests for one model."""
 
-    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None) -> None:
-        self.tokenizer, self.template = tokenizer, template
+    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None, offer: Offer | None = None) -> None:
+        """`offer`: what searches may cost; None where the engine has none."""
+        self.tokenizer, self.template, self._offer = tokenizer, template, offer
 
     async def chat(self, body: ChatRequest, context: int) -> Job:
         """Raises ApiError (400) for what this model cannot do."""
@@ -80,11 +82,12 @@ class Reader:
         if not prompt:
             raise invalid("the messages make an empty prompt", "messages")
         logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        plan = None if body.search is None else self._search(body, schema is not None or bool(names))
         return Job(
             prompts=[prompt],
             n=body.n or 1,
             sampling=_sampling(body, logprobs),
-            max_tokens=body.max_completion_tokens or body.max_tokens,
+            max_tokens=plan.max_tokens if plan else body.max_completion_tokens or body.max_tokens,
             seed=_seed(body),
             stops=_stops(body),
             cache=cache,
@@ -92,8 +95,28 @@ class Reader:
             schema=schema,
             tools=names,
             forced=forced,
-            search=body.search,
+            search=None if plan is None else plan.model_dump(),
         )
+
+    def _search(self, body: ChatRequest, shaped: bool) -> Plan:
+        """Raises ApiError (400) for a search that cannot be done, or not together with the rest of the request."""
+        if self._offer is None:
+            raise invalid("search needs the engine torch, that is a model folder; this server has another", "search")
+        with_it = {"n": body.n not in (None, 1), "logprobs": bool(body.logprobs), "tools or response_format": shaped}
+        for name, asked in with_it.items():
+            if asked:
+                raise invalid(f"search and {name} exclude each other: leave one out", "search")
+        try:
+            plan = read_search(
+                body.search or {},
+                body.max_completion_tokens or body.max_tokens,
+                self._offer,
+                1.0 if body.temperature is None else body.temperature,
+            )
+            # Only a stream has anybody to show the tree to.
+            return plan.model_copy(update={"progress": plan.progress and bool(body.stream)})
+        except ValueError as error:
+            raise invalid(str(error), "search") from error
 
     async def completion(self, body: CompletionRequest, context: int) -> Job:
         """Raises ApiError (400) for what this model cannot do."""

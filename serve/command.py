@@ -5,13 +5,13 @@ from __future__ import annotations
 import asyncio
 import os
 from argparse import Namespace
-from dataclasses import fields
-from importlib import import_module
+from dataclasses import fields, replace
 from pathlib import Path
 
 from rich.console import Console
 
 from acorn.launch import StepFailed
+from acorn.thinking import model_folder, trained_verifier
 from engine.adapters import find_gguf
 from registry import Registry, UnknownArtifact
 from serve.app import create_app
@@ -19,6 +19,7 @@ from serve.gate import is_loopback
 from serve.http import bind, serve
 from serve.settings import Network, Wishes
 from serve.supervisor import WorkerDied
+from serve.zero import choose, show
 
 KEY_VARIABLE = "ACORN_API_KEY"
 
@@ -26,23 +27,41 @@ KEY_VARIABLE = "ACORN_API_KEY"
 def run(options: Namespace) -> int:
     """Serve until Ctrl-C or SIGTERM. Raises StepFailed for what cannot be served."""
     network = network_of(options)
-    path, names = find_model(Registry(options.home), options.model)
-    zero = import_module("serve.zero")  # with it come the sizes of models and machines: not for tests of the rest
+    registry = Registry(options.home)
+    path, names = find_model(registry, options.model)
     wishes = Wishes(**{one.name: getattr(options, one.name) for one in fields(Wishes)})
     console = Console(stderr=True, highlight=False)
     try:
         bound = bind(network)
-        settings = zero.choose(path, wishes)
-        zero.show(settings, console)
+        settings = replace(choose(path, wishes, verifier_of(registry, options)), home=registry.home)
+        console.print(f"loading {names[0]}")
         app = create_app(settings, network, names)
         host, port = bound.getsockname()[:2]
         place = f"http://{f'[{host}]' if ':' in host else host}:{port}"
-        asyncio.run(serve(app, network, bound, lambda _: console.print(f"[green]serving {names[0]} at {place}/v1[/]")))
+
+        def ready(_: object) -> None:
+            show(app.state.supervisor.settings, console)
+            console.print(f"[green]serving {names[0]} at {place}/v1[/]")
+
+        asyncio.run(serve(app, network, bound, ready))
     except (ValueError, WorkerDied) as error:
         raise StepFailed(str(error)) from error
     except KeyboardInterrupt:  # while the model was being loaded
         return 130
     return 0
+
+
+def verifier_of(registry: Registry, options: Namespace) -> Path | None:
+    """The process reward model of `--verifier`, else the one that was trained for the model, if any.
+
+    Raises FileNotFoundError for a name that is neither an artifact nor a folder.
+    """
+    if options.verifier is not None:
+        return model_folder(registry, options.verifier)
+    try:
+        return trained_verifier(registry, options.model)
+    except UnknownArtifact:  # a folder or a file, of which the registry knows nothing
+        return None
 
 
 def network_of(options: Namespace) -> Network:

@@ -31,11 +31,12 @@ GUARDED = ("/v1/", "/metrics", "/tokenize", "/docs", "/openapi.json")
 class Gate:
     """ASGI middleware, and so the application as a server sees it.
 
-    `places`: requests answered at once, running and waiting ones together.
+    Requests answered at once, running and waiting ones together, are as many as the settings have rows and places to
+    wait.
     """
 
-    def __init__(self, app: App, network: Network, places: int, state: State) -> None:
-        self._app, self._network, self._places, self._metrics = app, network, places, state.metrics
+    def __init__(self, app: App, network: Network, state: State) -> None:
+        self._app, self._network, self._metrics = app, network, state.metrics
         self.state = state
         self._loopback = is_loopback(network.host)
 
@@ -73,9 +74,10 @@ class Gate:
             await self._app(scope, receive, send)
             return
         self._check_type(headers)
-        if self.state.admitted >= self._places:
+        settings = self.state.supervisor.settings
+        if self.state.admitted >= (places := settings.rows + settings.max_waiting):
             raise ApiError(
-                429, f"all {self._places} places for running and waiting requests are taken; try again in a second"
+                429, f"all {places} places for running and waiting requests are taken; try again in a second"
             )
         self.state.admitted += 1
         try:

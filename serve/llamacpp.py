@@ -42,6 +42,7 @@ class LlamaBackend:
     """`serve.backend.Backend`."""
 
     def __init__(self, settings: Settings) -> None:
+        self.settings = settings
         self._server = LlamaServer(
             settings.model,
             slots=settings.rows,

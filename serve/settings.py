@@ -51,18 +51,29 @@ class Settings:
     """Of the worker's tensor operations."""
     max_waiting: int
     """Requests that may wait for a row; one more is answered 429."""
+    verifier: Path | None = None
+    """A process reward model for `search`, where a request names none."""
+    search_budget: int = 16384
+    """Most tokens, drawn and scored, that one search may cost."""
+    home: Path | None = None
+    """The registry in which a request's verifier is looked up; None: requests cannot name one."""
+    unsettled: tuple[str, ...] = ()
+    """Fields that the worker settles by the clock once it is there (`serve.probe`), and then tells."""
     reasons: dict[str, str] = field(default_factory=dict)
     """Field name -> why it has this value, for people."""
 
     def to_message(self) -> dict[str, Any]:
         """Plain JSON; `from_message` undoes it."""
-        return asdict(self) | {"model": str(self.model)}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(self).items()}
 
     @classmethod
     def from_message(cls, message: dict[str, Any]) -> Settings:
         known = {one.name for one in fields(cls)}
         values = {name: value for name, value in message.items() if name in known}
-        return cls(**values | {"model": Path(message["model"])})
+        for name in ("model", "verifier", "home"):
+            if values.get(name) is not None:
+                values[name] = Path(values[name])
+        return cls(**values | {"unsettled": tuple(values.get("unsettled", ()))})
 
 
 @dataclass(frozen=True)

@@ -166,6 +166,8 @@ class Supervisor:
                     self._to_flight(message["id"], Refused(message["message"]))
                 elif message["op"] == "ready":
                     self.context = message["context"]
+                    # What the first worker has settled is so for those that follow it.
+                    self.settings = Settings.from_message(message["settings"])
                     self._ready.set()
                     if not first.done():
                         first.set_result(None)

@@ -4,7 +4,7 @@ The descriptor is one end of a socket pair. The worker reads its settings, loads
 on looks for messages between the turns of its backend. It ends when the socket does, and is killed with its parent.
 
     front -> worker   {"op": "start", "settings"}  {"op": "submit", "id", ...} + ids   {"op": "cancel", "id"}
-    worker -> front   {"op": "ready", "context"}   {"op": "failed", "message"}
+    worker -> front   {"op": "ready", "context", "settings"}   {"op": "failed", "message"}
                       {"op": "refused", "id", "message"}   {"op": "deltas", "deltas": [...], "stats"}
 """
 
@@ -45,7 +45,7 @@ def main() -> None:
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         channel.send({"op": "failed", "message": str(error)})
         raise
-    channel.send({"op": "ready", "context": backend.context})
+    channel.send({"op": "ready", "context": backend.context, "settings": backend.settings.to_message()})
     try:
         Worker(channel, backend).run()
     finally:
