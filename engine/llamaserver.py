@@ -44,7 +44,7 @@ class LlamaServer:
         params = _params(path, slots, self.context, threads, exact, gpu_layers)
         params.hostnames = [self._socket]
         params.slot_save_path = self._folder.name + "/"
-        self._server = _start(params, path)
+        self._server = start(params, path)
         # HTTP is answered before the server's queue runs, and a shutdown in between is lost: its destructor would wait
         # for ever (xllamacpp 2026.10). This answer comes through the queue.
         self.request("/slots", None)
@@ -63,7 +63,7 @@ class LlamaServer:
             raise LlamaError(f"the engine of {self.path.name} is closed; load it again")
         payload = None if body is None else json.dumps(body).encode()
         # A new connection each time (about 50 µs): the server closes those that are idle for 5 s.
-        connection = _Connection(self._socket)
+        connection = SocketConnection(self._socket)
         try:
             connection.request("GET" if body is None else "POST", path, payload, {"Content-Type": "application/json"})
             response = connection.getresponse()
@@ -93,7 +93,7 @@ class LlamaServer:
         return int(models["data"][0]["meta"]["n_vocab"]), frozenset(entry["token"] for entry in ends)
 
 
-class _Connection(http.client.HTTPConnection):
+class SocketConnection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
     def __init__(self, path: str) -> None:
@@ -146,7 +146,7 @@ def _params(path: Path, slots: int, context: int, threads: int, exact: bool, gpu
     return params
 
 
-def _start(params: Any, path: Path) -> Any:
+def start(params: Any, path: Path) -> Any:
     """Start the server; it installs its own SIGINT and SIGTERM handlers, so Python's are put back after."""
     import xllamacpp
 
