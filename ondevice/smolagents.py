@@ -1,7 +1,7 @@
 """The loop of smolagents with calls that cannot be malformed.
 
 `ToolCallingAgent` drives; its model is held to a JSON schema instead of being told `tools`, since a template without
-tools makes nothing of those. The prompt is short: smolagents' own is longer than the whole context of some small models.
+tools makes nothing of those. The prompt is short: smolagents' own is longer than some small contexts.
 """
 
 from __future__ import annotations

@@ -29,7 +29,9 @@ _FROM_MATH = ("sqrt", "floor", "ceil", "exp", "log", "log2", "log10", "degrees",
 _ANGLES = ("sin", "cos", "tan", "asin", "acos", "atan")
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
     **{name: getattr(math, name) for name in _FROM_MATH + _ANGLES},
-    **{"abs": abs, "min": min, "max": max},
+    "abs": abs,
+    "min": min,
+    "max": max,
 }
 _SPELLINGS = str.maketrans({"^": "**", "×": "*", "·": "*", "÷": "/", "−": "-"})  # noqa: RUF001
 
