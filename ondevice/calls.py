@@ -44,13 +44,15 @@ def _own(schema: dict[str, Any], name: str, shared: dict[str, Any]) -> dict[str,
             return [moved(each) for each in part]
         if not isinstance(part, dict):
             return part
-        return {
+        kept = {
             key: f"#/$defs/{name}.{value.removeprefix('#/$defs/')}"
             if key == "$ref" and not named
             else moved(value, named=key == "properties" and not named)
             for key, value in part.items()
             if named or key not in (*_UNUSED, "$defs")
         }
+        # Where nothing is said JSON schema allows any further property, and a small model would invent some.
+        return {"additionalProperties": False} | kept if "properties" in part and not named else kept
 
     for key, value in schema.get("$defs", {}).items():
         shared[f"{name}.{key}"] = moved(value)

@@ -53,7 +53,10 @@ def _open(server: str, portal: Any, stack: ExitStack) -> list[ToolSpec]:
             raise McpError("--mcp is empty; give a command line or a URL")
         transport = stdio_client(StdioServerParameters(command=words[0], args=words[1:]), errlog=log)
     try:
-        client = stack.enter_context(portal.wrap_async_context_manager(Client(transport, read_timeout_seconds=TIMEOUT)))
+        opened = portal.wrap_async_context_manager(Client(transport, read_timeout_seconds=TIMEOUT))
+        client = opened.__enter__()
+        # Without the block's own exception: the library would make a group of it.
+        stack.callback(opened.__exit__, None, None, None)
         listed, cursor = [], None
         while True:
             page = portal.call(partial(client.list_tools, cursor=cursor))

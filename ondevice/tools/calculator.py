@@ -86,9 +86,9 @@ def _call(name: str, arguments: list[Number]) -> Any:
 
 def _power(base: Number, exponent: Number) -> Any:
     """Before a power of whole numbers is computed its size is known: that of 9**9**9 is not to be waited for."""
-    if isinstance(base, int) and isinstance(exponent, int) and exponent > 0:
-        bits = base.bit_length() * exponent
-        if bits > MOST_BITS and abs(base) > 1:
+    if isinstance(base, int) and isinstance(exponent, int) and exponent > 0 and abs(base) > 1:
+        bits = int(exponent * math.log2(abs(base))) + 1
+        if bits > MOST_BITS:
             raise ToolError(f"{base}**{exponent} would have about {bits} bits, at most {MOST_BITS} are taken"[:200])
     return base**exponent
 
