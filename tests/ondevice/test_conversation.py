@@ -58,7 +58,7 @@ def test_a_message_that_cannot_fit_is_refused_and_changes_nothing(llama: Llama) 
     talk = Conversation(llama)
     say(talk, "one")
     before = list(talk.messages)
-    with pytest.raises(TooLong, match="prompt of .* tokens.*the context of 256 is too small.*acorn summarize"):
+    with pytest.raises(TooLong, match=r"prompt of .* tokens.*the context of 256 is too small.*acorn summarize"):
         say(talk, "apples " * 300)
     assert talk.messages == before
     assert say(talk, "two").prompt_tokens < 200

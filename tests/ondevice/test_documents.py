@@ -83,7 +83,7 @@ def test_a_plan_is_an_upper_bound_that_ends_in_one() -> None:
 
 
 def test_a_plan_that_would_never_end_is_refused_with_what_to_change() -> None:
-    with pytest.raises(NoRoom, match="leaves 100 for text, and two summaries of 64 .* smaller --max-tokens"):
+    with pytest.raises(NoRoom, match=r"leaves 100 for text, and two summaries of 64 .* smaller --max-tokens"):
         summary_plan(tokens=9000, chunks=20, context=256, chunk_tokens=100, reply_tokens=64)
 
 
