@@ -41,6 +41,7 @@ def run(options: Namespace) -> int:
         terminal.note(str(error), "yellow")
         return 130
     except KeyboardInterrupt:
+        terminal.note("stopped", "yellow")
         return 130
 
 
@@ -85,6 +86,7 @@ def _turn(talk: Conversation, content: str, options: Namespace, terminal: Termin
         terminal.note(f"(the context was full: the {talk.dropped} oldest messages were dropped)", "yellow")
     if reply.finish == "interrupted":
         terminal.note("(stopped)", "yellow")
+        return 130
     if reply.finish == "length":
         terminal.note(f"(cut after {len(reply.ids)} tokens: --max-tokens, or the context, is full)", "yellow")
         return 1
@@ -149,7 +151,7 @@ def _write(work: Summariser | Rewriter, text: str, verb: str, terminal: Terminal
         terminal.note(line, "cyan")
     written = work.run(plan, chunks, terminal.tell, terminal.advance)
     if written.finish == "interrupted":
-        terminal.result({})
+        terminal.tell("\n")
         raise Stopped("stopped in the last generation")
     terminal.result(
         {"text": written.text, "finish_reason": written.finish, "usage": written.usage}
