@@ -39,7 +39,7 @@ class Conversation:
 
     def ask(self, content: str, max_tokens: int, options: dict[str, Any], tell: Callable[[str], None]) -> Reply:
         """The reply to a user's message; both become part of the conversation. Raises TooLong, LlamaError."""
-        messages = [*self.messages, {"role": "user", "content": content}]
+        messages = [*self.messages, {"role": "user", "content": self._llama.disarmed(content)}]
         text, ids = self._spell(messages)
         reserve = min(max_tokens, max(ROOM, self._llama.context // 4))
         self.dropped = 0

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ from typing import Any, Literal
 from engine.llamaserver import LlamaError, SocketConnection, start
 
 Messages = list[dict[str, str]]
+_OPENING = re.compile(r"<(?=[|/\w])|\[(?=[A-Z/])")
+"""How special tokens start: `<|im_end|>`, `</s>`, `<end_of_turn>`, `[INST]`."""
 Finish = Literal["stop", "length", "interrupted"]
 
 
@@ -76,6 +79,23 @@ class Llama:
         """Ids of `text`; special tokens in it count as such. `first`: with what the model wants before every text."""
         body = {"content": text, "parse_special": True, "add_special": first}
         return self.request("/tokenize", body)["tokens"]  # type: ignore[no-any-return]
+
+    def disarmed(self, text: str) -> str:
+        """`text` with a space in whatever spells a special token: in a document or a tool's result one would end its
+        turn and begin another in any role. Other text comes back as it is. Raises LlamaError if that is not enough.
+        """
+        if not self._armed(text):
+            return text
+        broken = _OPENING.sub(lambda match: f"{match[0]} ", text)
+        if self._armed(broken):
+            raise LlamaError(
+                f"the text holds special tokens of {self.path.name} that cannot be told from text: remove them"
+            )
+        return broken
+
+    def _armed(self, text: str) -> bool:
+        body = {"content": text, "parse_special": False, "add_special": False}
+        return bool(self.request("/tokenize", body)["tokens"] != self.tokenize(text, first=False))
 
     def count(self, text: str) -> int:
         return len(self.tokenize(text, first=False))

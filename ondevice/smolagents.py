@@ -76,7 +76,10 @@ class LocalModel(_Constrained):
         words: within a string they would break the JSON.
         """
         given = self._prepare_completion_kwargs(self.prepared(messages))["messages"]
-        plain = [{"role": MessageRole(each["role"]).value, "content": each["content"]} for each in given]
+        plain = [
+            {"role": MessageRole(each["role"]).value, "content": self._llama.disarmed(each["content"])}
+            for each in given
+        ]
         prompt = self._llama.tokenize(self._llama.render(plain))
         if len(prompt) >= self._llama.context:
             raise AgentFailed(
