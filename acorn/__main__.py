@@ -71,6 +71,8 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("slurm", help="a recipe's steps as Slurm jobs: sbatch files and a script to submit them")
     )
 
+    _serving(commands.add_parser("serve", help="an OpenAI-compatible server for a model; needs no flags"))
+
     _artifacts(commands.add_parser("artifacts", help="look into the registry, move and remove artifacts"))
     doctor = commands.add_parser("doctor", help="what this machine can do")
     doctor.set_defaults(handler="doctor")
@@ -120,6 +122,27 @@ def _slurm(target: argparse.ArgumentParser) -> None:
     more = "one more option of sbatch, as --sbatch=--partition=gpu (repeatable)"
     target.add_argument("--sbatch", metavar="OPTION", action="append", default=[], help=more)
     target.add_argument("--out", metavar="FOLDER", help="default: slurm/<recipe name>")
+
+
+def _serving(target: argparse.ArgumentParser) -> None:
+    target.set_defaults(handler="serve")
+    target.add_argument("model", metavar="REF", help="a ref or key of an artifact, a model folder, or a GGUF file")
+    target.add_argument("--host", default="127.0.0.1", help="another one needs an API key (default: 127.0.0.1)")
+    target.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    target.add_argument("--api-key", metavar="KEY", help="that clients must send (better: $ACORN_API_KEY)")
+    fixed = target.add_argument_group("fixed choices", "what the server would choose by itself, and says")
+    fixed.add_argument("--engine", choices=("torch", "llamacpp", "vllm"))
+    fixed.add_argument("--device", choices=("cpu", "cuda"))
+    fixed.add_argument("--dtype", choices=("float32", "bfloat16", "float16"))
+    for name, text in (
+        ("context", "tokens of one conversation, at most"),
+        ("kv-tokens", "tokens in the key-value cache, running and kept ones together"),
+        ("chunk", "prompt tokens of one forward pass"),
+        ("rows", "sequences that run at once"),
+        ("threads", "of the model's process"),
+        ("max-waiting", "requests that may wait for a row; more are answered 429"),
+    ):
+        fixed.add_argument(f"--{name}", type=int, metavar="N", help=text)
 
 
 def _recipe(target: argparse.ArgumentParser, handler: str, optional: bool = False, dial: bool = True) -> None:

@@ -9,6 +9,7 @@ import signal
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Iterable
+from importlib import import_module
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -148,6 +149,12 @@ def search(options: Namespace) -> int:
         show=options.show,
     )
     return 0 if found else 1
+
+
+def serve(options: Namespace) -> int:
+    """An OpenAI-compatible server for one model."""
+    served: int = import_module("serve.command").run(options)
+    return served
 
 
 def report(options: Namespace) -> int:

@@ -79,7 +79,7 @@ class Batch:
                 self._mask_BT[row, self._column : self._column + pad] = self._hidden
             self._holes = True
         self._look_at(count)
-        with _attention(model.config, None if self._plain else NAME):
+        with using_attention(model.config, None if self._plain else NAME):
             output = model(
                 input_ids=ids_BN,
                 position_ids=positions_BN,
@@ -273,7 +273,7 @@ def _trunk_mask(trunks: list[Segment], keys: Tensor) -> Tensor | None:
 
 
 @contextmanager
-def _attention(config: Any, name: str | None) -> Any:
+def using_attention(config: Any, name: str | None) -> Any:
     """With another attention implementation; the model object is the caller's and gets its own back."""
     before = config._attn_implementation
     if name is not None:

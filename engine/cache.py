@@ -59,7 +59,7 @@ class KVTree:
         self.bytes_per_position = shape.bytes_per_position(self.dtype)
         self.positions = positions or int(free_memory(self.device) * SHARE) // self.bytes_per_position
         self._store = Store(shape, self.dtype, self.device)
-        self._keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
+        self.keeps = "logits_to_keep" in inspect.signature(model.forward).parameters
 
     @torch.inference_mode()
     def extend(
@@ -97,7 +97,7 @@ class KVTree:
         Models with a language head compute logits of those alone.
         """
         try:
-            output = batch.feed(self.model, ids_BN, pads, **({"logits_to_keep": last} if self._keeps else {}))
+            output = batch.feed(self.model, ids_BN, pads, **({"logits_to_keep": last} if self.keeps else {}))
         except torch.OutOfMemoryError as error:
             error.add_note(f"limits are positions={self.positions}, rows={self.rows}, chunk={self.chunk}: lower them")
             raise

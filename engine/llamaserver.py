@@ -7,6 +7,7 @@ slot is one sequence's room in the cache. A slot's state is copied to another on
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import os
@@ -14,10 +15,14 @@ import signal
 import socket
 import tempfile
 import threading
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
 
+from engine.header import NotGguf, read_header
+
 TIMEOUT = 600.0
+_JSON = {"Content-Type": "application/json"}
 
 
 class LlamaError(RuntimeError):
@@ -27,11 +32,21 @@ class LlamaError(RuntimeError):
 class LlamaServer:
     """One GGUF with `slots` slots of `context` tokens each.
 
-    `context`: 0 for the model's own, at most `most_context`. Raises LlamaError if the file cannot be loaded.
+    `context`: 0 for the model's own, at most `most_context`. `special`: whether special tokens have a text; without,
+    the server stops at none but end tokens. Raises LlamaError if the file cannot be loaded.
     """
 
     def __init__(
-        self, path: Path, *, slots: int, context: int, most_context: int, threads: int, exact: bool, gpu_layers: int
+        self,
+        path: Path,
+        *,
+        slots: int,
+        context: int,
+        most_context: int,
+        threads: int,
+        exact: bool,
+        gpu_layers: int,
+        special: bool = True,
     ) -> None:
         self.path = path
         trained = _trained_context(path)
@@ -44,7 +59,8 @@ class LlamaServer:
         params = _params(path, slots, self.context, threads, exact, gpu_layers)
         params.hostnames = [self._socket]
         params.slot_save_path = self._folder.name + "/"
-        self._server = start(params, path)
+        params.special = special
+        self._server = _start(params, path)
         # HTTP is answered before the server's queue runs, and a shutdown in between is lost: its destructor would wait
         # for ever (xllamacpp 2026.10). This answer comes through the queue.
         self.request("/slots", None)
@@ -63,9 +79,9 @@ class LlamaServer:
             raise LlamaError(f"the engine of {self.path.name} is closed; load it again")
         payload = None if body is None else json.dumps(body).encode()
         # A new connection each time (about 50 µs): the server closes those that are idle for 5 s.
-        connection = SocketConnection(self._socket)
+        connection = _Connection(self._socket)
         try:
-            connection.request("GET" if body is None else "POST", path, payload, {"Content-Type": "application/json"})
+            connection.request("GET" if body is None else "POST", path, payload, _JSON)
             response = connection.getresponse()
             answer = json.loads(response.read())
         finally:
@@ -74,6 +90,10 @@ class LlamaServer:
             message = answer.get("error", {}).get("message", answer)
             raise LlamaError(f"llama.cpp refused {path} for {self.path.name}: {message}")
         return answer
+
+    def stream(self, path: str, body: dict[str, Any]) -> Stream:
+        """POST `body`, which asks for a stream; from any thread. The answer's parts are read from what is returned."""
+        return Stream(_Connection(self._socket), path, body)
 
     def copy_slots(self, copies: list[tuple[int, int]]) -> None:
         """Give slots the cache of others: `(source, target)` pairs. All sources are read before a target is written."""
@@ -93,7 +113,48 @@ class LlamaServer:
         return int(models["data"][0]["meta"]["n_vocab"]), frozenset(entry["token"] for entry in ends)
 
 
-class SocketConnection(http.client.HTTPConnection):
+class Stream:
+    """The parts of one streamed answer. `close`, from any thread, ends it, and the server's work on it."""
+
+    def __init__(self, connection: _Connection, path: str, body: dict[str, Any]) -> None:
+        self._connection, self._path, self._body = connection, path, body
+        self._closed = False
+
+    def __iter__(self) -> Generator[dict[str, Any], None, None]:
+        """Raises LlamaError with llama.cpp's message; ends early, without an error, once closed."""
+        try:
+            self._connection.request("POST", self._path, json.dumps(self._body).encode(), _JSON)
+            if self._closed:
+                return
+            response = self._connection.getresponse()
+            if response.status != 200:
+                raise LlamaError(_message(json.loads(response.read())))
+            while line := response.readline():
+                if line.startswith(b"error:"):
+                    raise LlamaError(_message(json.loads(line[6:])))
+                if line.startswith(b"data:") and not line.startswith(b"data: [DONE]"):
+                    part = json.loads(line[5:])
+                    if "error" in part:
+                        raise LlamaError(_message(part))
+                    yield part
+        except (OSError, http.client.HTTPException, ValueError):
+            if not self._closed:
+                raise
+        finally:
+            self._connection.close()
+
+    def close(self) -> None:
+        self._closed = True
+        if (connected := self._connection.sock) is not None:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+
+def _message(answer: dict[str, Any]) -> str:
+    return str(answer.get("error", answer).get("message", answer))
+
+
+class _Connection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
     def __init__(self, path: str) -> None:
@@ -107,14 +168,10 @@ class SocketConnection(http.client.HTTPConnection):
 
 
 def _trained_context(path: Path) -> int:
-    import gguf
-
     try:
-        fields = gguf.GGUFReader(path).fields
-        architecture = str(fields["general.architecture"].contents())
-        return int(fields[f"{architecture}.context_length"].contents())
-    except (ValueError, KeyError, OSError) as error:
-        raise LlamaError(f"{path} is no GGUF model that can be read: {error}") from error
+        return read_header(path).context
+    except (NotGguf, OSError) as error:
+        raise LlamaError(str(error)) from error
 
 
 def _params(path: Path, slots: int, context: int, threads: int, exact: bool, gpu_layers: int) -> Any:
@@ -134,7 +191,6 @@ def _params(path: Path, slots: int, context: int, threads: int, exact: bool, gpu
     params.cache_idle_slots = False
     params.n_ctx_checkpoints = 0
     params.endpoint_slots = True
-    params.special = True  # else an end token has no text, and the server stops at no special token
     params.fit_params = False  # fitting loads the model twice
     params.warmup = False
     params.ui = False
@@ -146,7 +202,7 @@ def _params(path: Path, slots: int, context: int, threads: int, exact: bool, gpu
     return params
 
 
-def start(params: Any, path: Path) -> Any:
+def _start(params: Any, path: Path) -> Any:
     """Start the server; it installs its own SIGINT and SIGTERM handlers, so Python's are put back after."""
     import xllamacpp
 

@@ -58,6 +58,15 @@ def end_ids_of(model: Any, tokenizer: Any = None) -> set[int]:
     return {*(named if isinstance(named, list) else [named]), getattr(tokenizer, "eos_token_id", None)} - {None}
 
 
+def end_ids_in(model: Any, folder: Path | None) -> set[int]:
+    """End tokens of the generation config and of the folder's tokenizer, if it has one."""
+    if folder is None or not (folder / "tokenizer_config.json").exists():
+        return end_ids_of(model)
+    from transformers import AutoTokenizer
+
+    return end_ids_of(model, AutoTokenizer.from_pretrained(folder, local_files_only=True))
+
+
 @torch.inference_mode()
 def load_tree(
     model: Any, context: int | None = None, positions: int | None = None, rows: int = ROWS, chunk: int = CHUNK

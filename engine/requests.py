@@ -47,7 +47,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Event:
-    """New tokens of one request, in order. The last event of a request has `finish`."""
+    """New tokens of one request, in order. The last event of a request has `finish` or, if it failed, `error`."""
 
     handle: int
     ids: tuple[int, ...] = ()
@@ -57,6 +57,8 @@ class Event:
     finish: Finish | None = None
     cached: int | None = None
     """Prompt tokens that came from the prefix cache; with the first event of a request."""
+    error: str | None = None
+    """Why this request alone failed (nan logits, a constraint that raised or allows nothing); the others run on."""
 
 
 @dataclass(frozen=True)

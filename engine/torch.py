@@ -26,7 +26,7 @@ from torch import Tensor
 
 from engine.cache import CHUNK, ROWS, KVTree
 from engine.interface import Finish, Sampling, StepOut, Usage
-from engine.load import end_ids_of, load_model, load_tree
+from engine.load import end_ids_in, load_model, load_tree
 from engine.prefix import Prefix
 from engine.rules import check_distinct, check_prompts, check_sampling, check_stops, finish_of, limits_of
 from engine.sampling import best, draw, uniforms
@@ -90,7 +90,7 @@ class TorchEngine:
         folder = Path(model) if isinstance(model, str | Path) else None
         self.model = (model if folder is None else load_model(folder, device, dtype)).eval()
         self.tree: KVTree = load_tree(self.model, context, positions, rows, chunk)
-        self._ends = frozenset(_end_ids(self.model, folder) if end_ids is None else end_ids)
+        self._ends = frozenset(end_ids_in(self.model, folder) if end_ids is None else end_ids)
         self._vocab = int(self.model.get_input_embeddings().weight.shape[0])
         self._usage = Usage()
 
@@ -236,12 +236,3 @@ def _check_open(seqs: Sequence[Seq]) -> list[Prefix]:
         index = [seq.prefix for seq in seqs].index(None)
         raise ValueError(f"sequence {index} of the call was closed; fork it before closing if it is still needed")
     return prefixes
-
-
-def _end_ids(model: Any, folder: Path | None) -> set[int]:
-    """End tokens of the generation config and of the folder's tokenizer, if it has one."""
-    if folder is None or not (folder / "tokenizer_config.json").exists():
-        return end_ids_of(model)
-    from transformers import AutoTokenizer
-
-    return end_ids_of(model, AutoTokenizer.from_pretrained(folder, local_files_only=True))

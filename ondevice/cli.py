@@ -11,10 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from engine.header import NotGguf, read_header
 from engine.llamaserver import LlamaError
 from ondevice.conversation import Conversation, TooLong
 from ondevice.documents import Unreadable, read_text
-from ondevice.header import NotGguf, read_header
 from ondevice.llama import Llama, Reply, sampling
 from ondevice.model import choose_context, find_model
 from ondevice.plan import NoRoom, Plan

@@ -1,23 +1,22 @@
 """One GGUF in this process, for one conversation at a time: token ids in, text out as it comes.
 
-llama.cpp (xllamacpp's server) listens on a Unix socket in a private folder (mode 0700), so nothing is on the network.
+`engine.llamaserver` listens on a Unix socket in a private folder (mode 0700), so nothing is on the network.
 The file is mapped, not read. There is one slot, and its cache holds the last prompt and reply: a prompt that goes on
 from them is prefilled only from where it differs, and `Reply.cached_tokens` says how much that spared.
 """
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import re
-import tempfile
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from engine.llamaserver import LlamaError, SocketConnection, start
+from engine.llamaserver import LlamaError, LlamaServer
 
 Messages = list[dict[str, str]]
 _OPENING = re.compile(r"<(?=[|/\w])|\[(?=[A-Z/])")
@@ -56,24 +55,26 @@ class Llama:
     def __init__(self, path: Path, context: int, threads: int | None = None, gpu_layers: int = 0) -> None:
         self.path = path
         self.context = context
-        self._folder = tempfile.TemporaryDirectory(prefix="acorn-llama-")
-        self.socket = str(Path(self._folder.name) / "server.sock")
-        params = _params(path, context, threads or _default_threads(), gpu_layers)
-        params.hostnames = [self.socket]
-        self._server = start(params, path)
-        self.request("/slots", None)  # through the server's queue, which must run before it is shut down
+        self._server = LlamaServer(
+            path,
+            slots=1,
+            context=context,
+            most_context=context,
+            threads=threads or _default_threads(),
+            exact=False,
+            gpu_layers=gpu_layers,
+            special=False,  # else the token that ends a turn would be a part of the reply's text
+        )
 
     def __enter__(self) -> Llama:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._server = None  # its destructor joins the server's threads
-        self._folder.cleanup()
+        self._server.close()
 
     def request(self, path: str, body: dict[str, Any] | None) -> Any:
         """POST `body` (GET without one). Raises LlamaError with llama.cpp's message if the answer is not 200."""
-        with _Exchange(self.socket, path, body) as response:
-            return json.loads(response.read())
+        return self._server.request(path, body)
 
     def tokenize(self, text: str, first: bool = True) -> list[int]:
         """Ids of `text`; special tokens in it count as such. `first`: with what the model wants before every text."""
@@ -115,54 +116,23 @@ class Llama:
         body = {"prompt": prompt, "n_predict": max_tokens, "stream": True, "return_tokens": True} | options
         body |= {"cache_prompt": True, "id_slot": 0}
         try:
-            for event in self._events(body):
-                if event["content"]:
-                    reply.text += event["content"]
-                    tell(event["content"])
-                reply.ids += event.get("tokens", [])
-                if event["stop"]:
-                    _end(reply, event)
+            # Leaving the loop early closes the connection, and that frees the slot.
+            with contextlib.closing(iter(self._server.stream("/completion", body))) as events:
+                for event in events:
+                    if event["content"]:
+                        reply.text += event["content"]
+                        tell(event["content"])
+                    reply.ids += event.get("tokens", [])
+                    if event["stop"]:
+                        _end(reply, event)
         except KeyboardInterrupt:
             reply.finish = "interrupted"
         return reply
-
-    def _events(self, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """Server-sent events of one completion; leaving the loop early frees the slot."""
-        with _Exchange(self.socket, "/completion", body) as response:
-            for line in response:
-                kind, _, data = line.decode().strip().partition(": ")
-                if kind == "error" or data.startswith('{"error"'):
-                    raise LlamaError(f"llama.cpp stopped answering for {self.path.name}: {data}")
-                if kind == "data":
-                    yield json.loads(data)
 
 
 def sampling(options: Namespace) -> dict[str, Any]:
     """The samplers of a command line, by llama.cpp's own names."""
     return {"temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}
-
-
-class _Exchange:
-    """One request, with its response open as long as the block runs."""
-
-    def __init__(self, socket: str, path: str, body: dict[str, Any] | None) -> None:
-        self._connection = SocketConnection(socket)
-        self._path, self._body = path, body
-
-    def __enter__(self) -> Any:
-        payload = None if self._body is None else json.dumps(self._body).encode()
-        self._connection.request(
-            "GET" if self._body is None else "POST", self._path, payload, {"Content-Type": "application/json"}
-        )
-        response = self._connection.getresponse()
-        if response.status != 200:
-            answer = json.loads(response.read())
-            self._connection.close()
-            raise LlamaError(f"llama.cpp refused {self._path}: {answer.get('error', {}).get('message', answer)}")
-        return response
-
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
 
 
 def _end(reply: Reply, event: dict[str, Any]) -> None:
@@ -171,29 +141,6 @@ def _end(reply: Reply, event: dict[str, Any]) -> None:
     reply.whole = len(reply.ids) == int(event["tokens_predicted"])
     if event["stop_type"] == "eos" and reply.ids:
         reply.ids.pop()  # drawn, but the next turn's rendering brings it
-
-
-def _params(path: Path, context: int, threads: int, gpu_layers: int) -> Any:
-    import xllamacpp
-
-    params = xllamacpp.CommonParams()
-    params.model.path = str(path)
-    params.n_parallel = 1
-    params.n_ctx = -(-context // 256) * 256  # llama.cpp rounds up to this itself
-    params.n_threads_http = 2
-    params.n_gpu_layers = gpu_layers
-    params.cpuparams.n_threads = threads
-    params.cpuparams_batch.n_threads = threads
-    params.cache_ram_mib = 0  # default 8 GiB of dropped prompts; the slot is all that is kept here
-    params.cache_idle_slots = False
-    params.n_ctx_checkpoints = 0
-    params.endpoint_slots = True
-    params.fit_params = False  # fitting loads the model twice
-    params.warmup = False
-    params.ui = False
-    params.prefill_assistant = False  # else a last assistant message is rendered without its end of turn
-    params.verbosity = 0  # refusals come as LlamaError
-    return params
 
 
 def _default_threads() -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from engine.adapters import find_gguf
-from ondevice.header import Header
+from engine.header import Header
 
 if TYPE_CHECKING:
     from registry import Registry

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -41,7 +42,8 @@ def calculate(expression: str) -> str:
     if len(expression) > MOST_CHARACTERS:
         raise ToolError(f"the expression has {len(expression)} characters, at most {MOST_CHARACTERS} are taken")
     try:
-        tree = ast.parse(expression.translate(_SPELLINGS).strip(), mode="eval")
+        with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # "1and" is refused below
+            tree = ast.parse(expression.translate(_SPELLINGS).strip(), mode="eval")
         value = _value(tree.body)
     except SyntaxError as error:
         raise ToolError(f"{expression!r} is no arithmetic expression") from error

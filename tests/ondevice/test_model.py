@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from engine.header import Header, NotGguf, read_header
 from ondevice import model
-from ondevice.header import Header, NotGguf, read_header
 from ondevice.model import NoModel, choose_context, find_model
 from registry import Registry, Spec
 

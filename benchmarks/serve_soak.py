@@ -1,0 +1,123 @@
+"""A server under steady mixed load: does its memory stay flat, and does anything go wrong?
+
+    acorn serve REF --port 8000 &
+    python -m benchmarks.serve_soak --url http://127.0.0.1:8000 --pid $! --minutes 10
+
+Clients hold conversations of growing length, some streamed, some left in the middle, some with a stop string or log
+probabilities, and begin new ones. Resident memory of the server's processes is noted every second; the growth is that
+of the medians of the second and the last fifth of the time, so that caches which fill at first do not count.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import random
+import statistics
+import time
+from collections import Counter
+from typing import Any
+
+import httpx
+import psutil
+
+WORDS = ("Tom", "Mia", "buys", "lends", "finds", "keys", "pens", "apples", "3", "14", "9", "after that", "how many")
+
+
+async def hold_conversations(url: str, until: float, seed: int, counts: Counter[str]) -> None:
+    """One client."""
+    draw = random.Random(seed)
+    async with httpx.AsyncClient(base_url=url, timeout=120) as client:
+        messages: list[dict[str, str]] = []
+        while time.monotonic() < until:
+            if not messages or draw.random() < 0.15:
+                messages = [{"role": "system", "content": _text(draw, 40)}]
+            messages.append({"role": "user", "content": _text(draw, draw.randint(3, 60))})
+            body = {"messages": messages, "max_tokens": draw.randint(1, 40), "stream": draw.random() < 0.5}
+            body |= draw.choice(({}, {"stop": ["e"]}, {"logprobs": True}, {"cache": False}, {"n": 2}, {"seed": 1}))
+            answer = await _ask(client, body, leave=draw.random() < 0.15, counts=counts)
+            if answer is None:
+                messages = []
+            else:
+                messages.append({"role": "assistant", "content": answer})
+
+
+def _text(draw: random.Random, words: int) -> str:
+    return " ".join(draw.choices(WORDS, k=words))
+
+
+async def _ask(client: httpx.AsyncClient, body: dict[str, Any], leave: bool, counts: Counter[str]) -> str | None:
+    """The answer; None if it was left, or the conversation no longer fits."""
+    async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
+        counts[str(answer.status_code)] += 1
+        if answer.status_code != 200:
+            await answer.aread()
+            if answer.status_code == 429:
+                await asyncio.sleep(float(answer.headers["Retry-After"]))
+            return None
+        if not body["stream"]:
+            content = json.loads(await answer.aread())["choices"][0]["message"]["content"]
+            return str(content)
+        text = ""
+        async for line in answer.aiter_lines():
+            if leave:
+                counts["left"] += 1
+                return None
+            if line.startswith("data: {"):
+                part = json.loads(line[6:])
+                if "error" in part:
+                    counts["error in stream"] += 1
+                    return None
+                text += "".join(choice["delta"].get("content") or "" for choice in part["choices"])
+        return text
+
+
+def memory_of(pid: int) -> dict[str, float]:
+    """Resident MB of the server's front and its worker."""
+    front = psutil.Process(pid)
+    family = {
+        "front": front,
+        **{f"worker {number}": child for number, child in enumerate(front.children(recursive=True))},
+    }
+    return {name: process.memory_info().rss / 1e6 for name, process in family.items()}
+
+
+async def watch(pid: int, until: float) -> list[dict[str, float]]:
+    rows = []
+    while time.monotonic() < until:
+        rows.append(memory_of(pid))
+        await asyncio.sleep(1)
+    return rows
+
+
+async def soak(url: str, pid: int, seconds: float, clients: int) -> tuple[list[dict[str, float]], Counter[str]]:
+    counts: Counter[str] = Counter()
+    until = time.monotonic() + seconds
+    rows, *_ = await asyncio.gather(
+        watch(pid, until), *(hold_conversations(url, until, seed, counts) for seed in range(clients))
+    )
+    return rows, counts
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--url", default="http://127.0.0.1:8000")
+    options.add_argument("--pid", type=int, required=True, help="of `acorn serve`")
+    options.add_argument("--minutes", type=float, default=10)
+    options.add_argument("--clients", type=int, default=8)
+    given = options.parse_args()
+    rows, counts = asyncio.run(soak(given.url, given.pid, 60 * given.minutes, given.clients))
+    fifth = max(1, len(rows) // 5)
+    figures: dict[str, Any] = {"benchmark": "serve_soak", "minutes": given.minutes, "answers": dict(counts)}
+    for name in rows[-1]:
+        series = [row[name] for row in rows if name in row]
+        early, late = statistics.median(series[fifth : 2 * fifth] or series), statistics.median(series[-fifth:])
+        print(f"{name}: {early:.1f} MB early, {late:.1f} MB late, {max(series):.1f} MB at most")
+        figures[f"{name}_growth_mb".replace(" ", "_")] = round(late - early, 1)
+    print(", ".join(f"{key}: {count}" for key, count in sorted(counts.items())))
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,212 @@
+"""Bodies of requests, as OpenAI's API reference has them (chat and completions), and what acorn adds.
+
+Wrong types are refused, never converted. A field that would change the answer and is not implemented is refused unless
+it asks for nothing; one that cannot change it (`user`, `metadata`) is taken and left alone; any other unknown one is
+refused, since it may be a misspelt known one.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from serve.errors import ApiError, invalid
+
+MOST_CHOICES = 16
+"""Of one request, prompts times `n`."""
+MOST_TOP = 20
+"""Alternatives listed for a token."""
+Count = Annotated[int, Field(ge=1, le=1 << 31)]
+Text = Annotated[str, Field(max_length=1000)]
+Stops = Annotated[list[Text], Field(max_length=16)]
+
+
+class Body(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class Open(BaseModel):
+    """A part of a body in which clients send back what they were sent, with fields that mean nothing here."""
+
+    model_config = ConfigDict(strict=True, extra="ignore", allow_inf_nan=False)
+
+
+class TextPart(Open):
+    type: Literal["text"]
+    text: str
+
+
+class CallFunction(Open):
+    name: str
+    arguments: str
+    """JSON text."""
+
+
+class ToolCall(Open):
+    id: str = ""
+    type: Literal["function"] = "function"
+    function: CallFunction
+
+
+class Message(Open):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[TextPart] | None = None
+    name: str | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_call_id: str | None = None
+
+
+class Function(Open):
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+    strict: bool | None = None
+
+
+class Tool(Open):
+    type: Literal["function"]
+    function: Function
+
+
+class NamedFunction(Open):
+    name: str
+
+
+class NamedTool(Open):
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class SchemaFormat(Open):
+    name: str = "answer"
+    schema_: dict[str, Any] = Field(alias="schema")
+    strict: bool | None = None
+    description: str | None = None
+
+
+class ResponseFormat(Open):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: SchemaFormat | None = None
+
+
+class StreamOptions(Open):
+    include_usage: bool | None = None
+
+
+class Common(Body):
+    """What chat and completions share. None means the default."""
+
+    model: str | None = None
+    """None: the one that is served."""
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    """Default 1; 0 takes the most probable token."""
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, le=1 << 31)] | None = None
+    """Not OpenAI's. 0: off."""
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    """Not OpenAI's. 0: off."""
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    seed: Annotated[int, Field(ge=-(1 << 63), lt=1 << 63)] | None = None
+    """The same seed gives the same answer; none: another each time."""
+    stop: Text | Stops | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    cache: bool | None = None
+    """Not OpenAI's. False: neither read the caches nor leave anything in them (docs/serve.md on timing)."""
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    logit_bias: dict[str, float] | None = None
+    user: str | None = None
+
+
+class ChatRequest(Common):
+    """POST /v1/chat/completions"""
+
+    messages: Annotated[list[Message], Field(min_length=1)]
+    max_tokens: Count | None = None
+    """Default: as many as the context has room for; never more than that."""
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
+    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    response_format: ResponseFormat | None = None
+    search: dict[str, Any] | None = None
+    """Not OpenAI's. A test-time search instead of one answer (docs/serve.md)."""
+    metadata: dict[str, Any] | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+    reasoning_effort: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+
+class CompletionRequest(Common):
+    """POST /v1/completions"""
+
+    prompt: str | list[str] | list[int] | list[list[int]]
+    """Texts, or token ids."""
+    max_tokens: Count | None = None
+    """Default: 16, as OpenAI has it."""
+    logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+
+class TokenizeRequest(Body):
+    """POST /tokenize"""
+
+    text: str
+    add_special_tokens: bool = False
+
+
+_Body = TypeVar("_Body", bound=BaseModel)
+
+
+def read(kind: type[_Body], body: bytes) -> _Body:
+    """The request in `body`. Raises ApiError (400) that names the field and what is wrong with it."""
+    try:
+        found = kind.model_validate_json(body)
+    except ValidationError as error:
+        raise _fault(kind, error) from None
+    except RecursionError:
+        raise invalid("the body is nested too deep") from None
+    if isinstance(found, Common):
+        _refuse_unsupported(found)
+    return found
+
+
+def _fault(kind: type[BaseModel], error: ValidationError) -> ApiError:
+    """The first fault, which for a union is that of the alternative that got furthest."""
+    faults = error.errors(include_url=False, include_input=False, include_context=False)
+    fault = max(faults, key=lambda one: len(one["loc"]))
+    path = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("list[", "function-")))
+    if fault["type"] == "json_invalid":
+        return invalid(f"the body is no JSON: {fault['msg']}")
+    if fault["type"] == "extra_forbidden":
+        from difflib import get_close_matches
+
+        near = get_close_matches(path, kind.model_fields, n=1)
+        hint = f"; did you mean '{near[0]}'?" if near else ""
+        return invalid(f"unknown field '{path}'{hint}", path[:200], "unknown_parameter")
+    return invalid(f"{path or 'the body'}: {fault['msg']}", path[:200] or None)
+
+
+def _refuse_unsupported(body: Common) -> None:
+    unsupported = {
+        "frequency_penalty": body.frequency_penalty not in (None, 0),
+        "presence_penalty": body.presence_penalty not in (None, 0),
+        "logit_bias": bool(body.logit_bias),
+    }
+    if isinstance(body, CompletionRequest):
+        unsupported |= {
+            "echo": bool(body.echo),
+            "best_of": body.best_of not in (None, body.n or 1),
+            "suffix": bool(body.suffix),
+        }
+    for name, asked in unsupported.items():
+        if asked:
+            raise invalid(f"{name} is not supported: leave it out", name, "unsupported_parameter")

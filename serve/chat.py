@@ -1,0 +1,229 @@
+"""From the body of a request to what is generated: prompt ids, sampling, limits, the schema an answer must follow."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from engine.interface import Sampling
+from engine.rules import COLDEST
+from serve.bodies import MOST_CHOICES, ChatRequest, Common, CompletionRequest, Message, NamedTool
+from serve.errors import invalid
+from serve.template import ChatTemplate, TemplateRefused, Turn
+from serve.tokenizer import TextTokenizer
+from serve.tools import call_schema
+
+AT_ONCE = 20_000
+"""Characters tokenised without leaving the event loop: about 10 ms."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One request, ready to be sent to the worker."""
+
+    prompts: list[bytes]
+    """uint32 ids of each."""
+    n: int
+    """Answers to each prompt."""
+    sampling: Sampling
+    max_tokens: int | None
+    seed: int
+    stops: list[str]
+    cache: bool
+    logprobs: int | None
+    """Alternatives to list for every token; None: no log-probabilities at all."""
+    schema: dict[str, Any] | None = None
+    tools: frozenset[str] = frozenset()
+    """Names of what may be called."""
+    forced: bool = False
+    """The answer is a call."""
+    search: dict[str, Any] | None = None
+
+    def limit(self, prompt: bytes, context: int) -> int:
+        """Most new tokens. Raises ApiError for a prompt that leaves no room for one."""
+        length = len(prompt) // 4
+        if length >= context:
+            raise invalid(
+                f"the prompt has {length} tokens and the context {context}, so there is no room for an answer; send at "
+                f"most {context - 1} tokens, or start the server with a larger --context if the model allows it",
+                "messages",
+                "context_length_exceeded",
+            )
+        return min(self.max_tokens or context, context - length)
+
+
+class Reader:
+    """Reads requests for one model."""
+
+    def __init__(self, tokenizer: TextTokenizer, template: ChatTemplate | None) -> None:
+        self.tokenizer, self.template = tokenizer, template
+
+    async def chat(self, body: ChatRequest, context: int) -> Job:
+        """Raises ApiError (400) for what this model cannot do."""
+        if self.template is None:
+            raise invalid("this model has no chat template; send its text to /v1/completions", "messages")
+        if body.top_logprobs is not None and not body.logprobs:
+            raise invalid("top_logprobs needs logprobs: true", "top_logprobs")
+        names, schema, forced = _form(body)
+        tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []] if names else []
+        try:
+            text = self.template.render([_turn(message) for message in body.messages], tools)
+        except TemplateRefused as error:
+            raise invalid(str(error), "messages") from error
+        cache = body.cache is not False
+        prompt = await self._encode(text, cache, context)
+        if not prompt:
+            raise invalid("the messages make an empty prompt", "messages")
+        logprobs = (body.top_logprobs or 0) if body.logprobs else None
+        return Job(
+            prompts=[prompt],
+            n=body.n or 1,
+            sampling=_sampling(body, logprobs),
+            max_tokens=body.max_completion_tokens or body.max_tokens,
+            seed=_seed(body),
+            stops=_stops(body),
+            cache=cache,
+            logprobs=logprobs,
+            schema=schema,
+            tools=names,
+            forced=forced,
+            search=body.search,
+        )
+
+    async def completion(self, body: CompletionRequest, context: int) -> Job:
+        """Raises ApiError (400) for what this model cannot do."""
+        cache = body.cache is not False
+        prompts = [await self._prompt(prompt, cache, context) for prompt in _several(body.prompt)]
+        n = body.n or 1
+        if not 1 <= len(prompts) * n <= MOST_CHOICES:
+            raise invalid(f"{len(prompts)} prompts times n = {n}: send 1 to {MOST_CHOICES} at once", "prompt")
+        return Job(
+            prompts=prompts,
+            n=n,
+            sampling=_sampling(body, body.logprobs),
+            max_tokens=body.max_tokens or 16,
+            seed=_seed(body),
+            stops=_stops(body),
+            cache=cache,
+            logprobs=body.logprobs,
+        )
+
+    async def _prompt(self, prompt: str | list[int], cache: bool, context: int) -> bytes:
+        if isinstance(prompt, str):
+            ids = await self._encode(prompt, cache, context, document=True)
+        else:
+            bad = next((token for token in prompt if not 0 <= token < self.tokenizer.size), None)
+            if bad is not None:
+                raise invalid(f"prompt holds id {bad}; this model's ids are 0 to {self.tokenizer.size - 1}", "prompt")
+            ids = np.asarray(prompt, np.uint32).tobytes()
+        if not ids:
+            raise invalid("the prompt is empty: this model needs at least one token to go on from", "prompt")
+        return ids
+
+    async def _encode(self, text: str, cache: bool, context: int, document: bool = False) -> bytes:
+        # No token of more bytes than this is in any vocabulary, so what is longer need not be tokenised to be refused.
+        if len(text) > context * self.tokenizer.longest:
+            raise invalid(
+                f"the prompt has {len(text)} characters, which are more than {context} tokens, the context; shorten it",
+                None,
+                "context_length_exceeded",
+            )
+        encode = self.tokenizer.encode_document if document else self.tokenizer.encode
+        if len(text) <= AT_ONCE or (cache and self.tokenizer.new_characters(text) <= AT_ONCE):
+            return encode(text, cache)
+        return await asyncio.to_thread(encode, text, cache)
+
+
+def _form(body: ChatRequest) -> tuple[frozenset[str], dict[str, Any] | None, bool]:
+    """Names of callable tools, the schema of the answer, and whether it is a call."""
+    tools = [tool.model_dump(exclude_none=True) for tool in body.tools or []]
+    names = frozenset(tool["function"]["name"] for tool in tools)
+    choice = body.tool_choice if body.tool_choice is not None else "auto"
+    if choice not in ("none", "auto") and not names:
+        raise invalid("tool_choice asks for a call, but tools is empty", "tool_choice")
+    schema = _answer_schema(body)
+    if schema is not None and choice not in ("none", "auto"):
+        raise invalid("response_format and a forced tool_choice exclude each other; send one of them", "tool_choice")
+    if choice == "none":
+        return frozenset(), schema, False
+    if isinstance(choice, NamedTool):
+        tools = [tool for tool in tools if tool["function"]["name"] == choice.function.name]
+        if not tools:
+            raise invalid(f"tool_choice names '{choice.function.name}', which is not in tools", "tool_choice")
+    if choice != "auto":
+        return names, call_schema(tools), True
+    return names, schema, False
+
+
+def _answer_schema(body: ChatRequest) -> dict[str, Any] | None:
+    form = body.response_format
+    if form is None or form.type == "text":
+        return None
+    if form.type == "json_object":
+        return {"type": "object"}
+    if form.json_schema is None:
+        raise invalid("response_format of type json_schema needs its json_schema", "response_format")
+    return form.json_schema.schema_
+
+
+def _turn(message: Message) -> Turn:
+    """A message as chat templates want it."""
+    content = message.content
+    if isinstance(content, list):
+        content = "\n".join(part.text for part in content)
+    turn: Turn = {"role": "system" if message.role == "developer" else message.role, "content": content or ""}
+    if message.name is not None:
+        turn["name"] = message.name
+    if message.tool_call_id is not None:
+        turn["tool_call_id"] = message.tool_call_id
+    if message.tool_calls:
+        turn["tool_calls"] = [
+            {
+                "id": call.id,
+                "type": "function",
+                "function": {"name": call.function.name, "arguments": _object(call.function.arguments)},
+            }
+            for call in message.tool_calls
+        ]
+    return turn
+
+
+def _object(arguments: str) -> Any:
+    """Templates want the object; what is none stays text."""
+    try:
+        return json.loads(arguments)
+    except (json.JSONDecodeError, RecursionError):
+        return arguments
+
+
+def _sampling(body: Common, logprobs: int | None) -> Sampling:
+    temperature = 1.0 if body.temperature is None else body.temperature
+    return Sampling(
+        temperature=0.0 if temperature < COLDEST else temperature,
+        top_k=body.top_k or 0,
+        top_p=1.0 if body.top_p is None else body.top_p,
+        min_p=body.min_p or 0.0,
+        logprobs=logprobs or 0,
+    )
+
+
+def _seed(body: Common) -> int:
+    return secrets.randbits(62) if body.seed is None else body.seed
+
+
+def _stops(body: Common) -> list[str]:
+    stops = [body.stop] if isinstance(body.stop, str) else list(body.stop or [])
+    if "" in stops:
+        raise invalid("a stop string is empty, which would stop everywhere; leave it out", "stop")
+    return stops
+
+
+def _several(prompt: str | list[str] | list[int] | list[list[int]]) -> list[Any]:
+    if isinstance(prompt, str) or (prompt and isinstance(prompt[0], int)):
+        return [prompt]
+    return list(prompt)

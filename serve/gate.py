@@ -1,0 +1,167 @@
+"""Who gets in, and how much of it: what is checked of a request before the application sees it.
+
+In this order: the Host header (a page of another site whose name was pointed at this machine must not talk to a server
+on loopback), the API key, the content type (anything but JSON a browser sends across sites without asking first), room
+for one more request, the size of the body and the time it takes. A request that is refused for lack of room is
+refused before its body is read, so memory stays bounded by `places * max_body`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import ipaddress
+import time
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Any
+
+from serve.errors import ApiError
+from serve.settings import Network
+from serve.state import State
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Any]]
+Send = Callable[[Any], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+GUARDED = ("/v1/", "/metrics", "/tokenize", "/docs", "/openapi.json")
+"""Paths that want the API key. The others are the page and /health, which say nothing about anybody's text."""
+
+
+class Gate:
+    """ASGI middleware, and so the application as a server sees it.
+
+    `places`: requests answered at once, running and waiting ones together.
+    """
+
+    def __init__(self, app: App, network: Network, places: int, state: State) -> None:
+        self._app, self._network, self._places, self._metrics = app, network, places, state.metrics
+        self.state = state
+        self._loopback = is_loopback(network.host)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started = time.perf_counter()
+        status = 500
+
+        async def watch(event: Any) -> None:
+            nonlocal status
+            if event["type"] == "http.response.start":
+                status = event["status"]
+                event["headers"] = [*event.get("headers", []), *_headers(scope["path"])]
+            await send(event)
+
+        try:
+            try:
+                await self._pass(scope, receive, watch)
+            except ApiError as error:
+                await error.response()(scope, receive, watch)
+        finally:
+            path = scope["path"] if scope["path"].startswith(("/v1/chat/completions", "/v1/completions")) else "other"
+            self._metrics.requests.labels(path[:32], status).inc()
+            if path != "other":
+                self._metrics.whole.observe(time.perf_counter() - started)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+        self._check_host(headers.get(b"host", ""))
+        if scope["path"].startswith(GUARDED):
+            self._check_key(headers.get(b"authorization", ""))
+        if scope["method"] != "POST":
+            await self._app(scope, receive, send)
+            return
+        self._check_type(headers)
+        if self.state.admitted >= self._places:
+            raise ApiError(
+                429, f"all {self._places} places for running and waiting requests are taken; try again in a second"
+            )
+        self.state.admitted += 1
+        try:
+            body = await self._body(headers, receive)
+            await self._app(scope, _again(body, receive), send)
+        finally:
+            self.state.admitted -= 1
+
+    def _check_host(self, host: str) -> None:
+        if self._loopback and host and not is_loopback(_name(host)):
+            raise ApiError(403, f"this server is for its own machine; '{host[:100]}' is not a name of it")
+
+    def _check_key(self, given: str) -> None:
+        key = self._network.api_key
+        if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+            raise ApiError(401, "send the server's API key as 'Authorization: Bearer KEY'", code="invalid_api_key")
+
+    def _check_type(self, headers: dict[bytes, str]) -> None:
+        kind = headers.get(b"content-type", "").split(";")[0].strip().lower()
+        if kind != "application/json":
+            raise ApiError(415, f"the content type is '{kind[:100]}'; send JSON as 'Content-Type: application/json'")
+
+    async def _body(self, headers: dict[bytes, str], receive: Receive) -> bytes:
+        most = self._network.max_body
+        declared = headers.get(b"content-length", "0")
+        if declared.isdigit() and int(declared) > most:
+            raise _too_large(f"{int(declared)} bytes", most)
+        try:
+            async with asyncio.timeout(self._network.body_seconds):
+                return await _read(receive, most)
+        except TimeoutError:
+            raise ApiError(408, f"the body did not arrive in {self._network.body_seconds:g} s") from None
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` is this machine as seen from itself."""
+    if host.lower() == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _name(host: str) -> str:
+    """A Host header without its port."""
+    if host.startswith("["):
+        return host[1:].split("]")[0]
+    return host.split(":")[0]
+
+
+async def _read(receive: Receive, most: int) -> bytes:
+    body = bytearray()
+    while True:
+        event = await receive()
+        if event["type"] == "http.disconnect":
+            raise ApiError(400, "the connection was closed before the body was whole")
+        body += event.get("body", b"")
+        if len(body) > most:
+            raise _too_large("more", most)
+        if not event.get("more_body", False):
+            return bytes(body)
+
+
+def _too_large(size: str, most: int) -> ApiError:
+    return ApiError(413, f"the body has {size}, the limit is {most} bytes; send a shorter prompt")
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """A channel that gives the body once more, and then whatever comes."""
+    given = False
+
+    async def receive_again() -> Any:
+        nonlocal given
+        if not given:
+            given = True
+            return {"type": "http.request", "body": body, "more_body": False}
+        return await receive()
+
+    return receive_again
+
+
+def _headers(path: str) -> list[tuple[bytes, bytes]]:
+    """No other site may frame the page or have it load anything."""
+    headers = [(b"x-content-type-options", b"nosniff")]
+    if not path.startswith("/v1/"):
+        policy = b"default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
+        headers.append((b"content-security-policy", policy + b"img-src 'self' data:; frame-ancestors 'none'"))
+    return headers

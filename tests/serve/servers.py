@@ -1,0 +1,99 @@
+"""A server in a thread of the test, its worker a real process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import httpx
+from openai import OpenAI
+
+from serve.app import create_app
+from serve.http import Server, bind, serve
+from serve.settings import Network, Settings
+from serve.supervisor import Supervisor
+
+NAME = "tiny"
+
+
+def settings_of(model: Path, **changed: Any) -> Settings:
+    """Small enough for two busy cores."""
+    settings = Settings(
+        model=model,
+        engine="torch",
+        device="cpu",
+        dtype="float32",
+        context=1024,
+        kv_tokens=8192,
+        chunk=256,
+        rows=4,
+        threads=1,
+        max_waiting=16,
+    )
+    return replace(settings, **changed)
+
+
+class Running:
+    """A server that answers; `loop` is its event loop."""
+
+    def __init__(self, settings: Settings, network: Network | None = None) -> None:
+        self.network = network or Network(port=0)
+        self.app = create_app(settings, self.network, [NAME, "another-name"])
+        self._bound = bind(self.network)
+        self.port = int(self._bound.getsockname()[1])
+        self.url = f"http://127.0.0.1:{self.port}"
+        self.loop: asyncio.AbstractEventLoop
+        self._server: Server | None = None
+        self._up = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+
+    def start(self) -> Running:
+        self._thread.start()
+        self._up.wait(120)
+        if self._failure is not None:
+            raise self._failure
+        return self
+
+    def stop(self) -> None:
+        if self._server is not None:
+            self._server.should_exit = True
+        self._thread.join(30)
+        assert not self._thread.is_alive()
+
+    @property
+    def supervisor(self) -> Supervisor:
+        return self.app.state.supervisor
+
+    def client(self, **options: Any) -> OpenAI:
+        options = {"api_key": self.network.api_key or "none", "max_retries": 0, "timeout": 60, **options}
+        return OpenAI(base_url=f"{self.url}/v1", **options)
+
+    def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
+        return httpx.post(self.url + path, json=body, timeout=60, **options)
+
+    def _run(self) -> None:
+        try:
+            asyncio.run(serve(self.app, self.network, self._bound, self._ready))
+        except BaseException as error:
+            self._failure = error
+        finally:
+            self._up.set()
+
+    def _ready(self, server: Server) -> None:
+        self._server, self.loop = server, asyncio.get_running_loop()
+        self._up.set()
+
+
+@contextmanager
+def running(settings: Settings, network: Network | None = None) -> Iterator[Running]:
+    server = Running(settings, network).start()
+    try:
+        yield server
+    finally:
+        server.stop()

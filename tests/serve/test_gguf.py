@@ -1,0 +1,108 @@
+"""The same server over llama.cpp."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from export.gguf import write_gguf
+from serve.app import load_reader
+from tests.export.models import make_model
+from tests.serve.servers import NAME, Running, running, settings_of
+from tests.serve.test_standing import until
+
+ASK = [{"role": "user", "content": "Tom has 16 keys. He triples the number of keys. " * 3}]
+
+
+@pytest.fixture(scope="module")
+def model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_model(tiny_tokenizer, tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def gguf(model: Path) -> Path:
+    file = model.parent / "tiny-f32.gguf"
+    write_gguf(model, file, "f32", {"name": "tiny"})
+    return file
+
+
+@pytest.fixture(scope="module")
+def llama(gguf: Path) -> Iterator[Running]:
+    with running(settings_of(gguf, engine="llamacpp", context=512, rows=2)) as server:
+        yield server
+
+
+def chat(server: Running, **options: Any) -> Any:
+    options = {"model": NAME, "messages": ASK, "max_tokens": 16, "temperature": 0, **options}
+    return server.client().chat.completions.create(**options)
+
+
+def test_the_file_holds_the_tokenizer_and_template_of_the_folder(model: Path, gguf: Path) -> None:
+    one, other = load_reader(model), load_reader(gguf)
+    text = "Tom's 16 keys\n\n🌰 <|im_end|><|im_start|>user naïve"
+    assert one.tokenizer.encode(text) == other.tokenizer.encode(text)
+    assert one.template is not None and other.template is not None
+    assert one.template.render(ASK) == other.template.render(ASK)
+
+
+def test_its_greedy_answer_is_that_of_the_model_folder(model: Path, llama: Running) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    ids = tokenizer.apply_chat_template(ASK, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.no_grad():
+        out = AutoModelForCausalLM.from_pretrained(model).generate(**ids, max_new_tokens=8, do_sample=False)
+    new = out[0, ids["input_ids"].shape[1] :].tolist()
+    answer = chat(llama, max_tokens=8)
+    assert answer.usage.prompt_tokens == ids["input_ids"].shape[1]
+    assert answer.choices[0].message.content == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_streams_stops_and_logprobs_are_as_with_torch(llama: Running) -> None:
+    whole = chat(llama, temperature=1, seed=5, logprobs=True, top_logprobs=2)
+    text = whole.choices[0].message.content
+    chunks = list(chat(llama, temperature=1, seed=5, stream=True))
+    assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == text
+    assert all(len(token.top_logprobs) == 2 for token in whole.choices[0].logprobs.content)
+    stop = text[3:5]
+    cut = chat(llama, temperature=1, seed=5, stop=stop)
+    assert cut.choices[0].message.content == text[: text.index(stop)]
+    until(lambda: llama.supervisor.in_flight == 0)
+
+
+def test_the_second_turn_finds_its_slot_and_who_opts_out_finds_none(llama: Running) -> None:
+    first = chat(llama)
+    more = [*ASK, {"role": "assistant", "content": first.choices[0].message.content}, {"role": "user", "content": "?"}]
+    assert chat(llama, messages=more).usage.prompt_tokens_details.cached_tokens > first.usage.prompt_tokens // 2
+    secret = [{"role": "user", "content": "what nobody else may notice " * 5}]
+    for _ in range(2):
+        alone = chat(llama, messages=secret, extra_body={"cache": False})
+        assert alone.usage.prompt_tokens_details.cached_tokens == 0
+    assert chat(llama, messages=secret).usage.prompt_tokens_details.cached_tokens < 16
+
+
+def test_more_requests_than_slots_take_turns_and_a_client_that_leaves_frees_its_own(llama: Running) -> None:
+    answer = chat(llama, n=5, temperature=1, seed=1)
+    assert len({choice.message.content for choice in answer.choices}) == 5
+    stream = chat(llama, temperature=1, max_tokens=400, stream=True)
+    next(iter(stream))
+    stream.close()
+    until(lambda: llama.supervisor.in_flight == 0 and llama.app.state.admitted == 0)
+    assert chat(llama).usage.completion_tokens == 16
+
+
+def test_schemas_are_followed_and_refused_with_a_sentence(llama: Running) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
+    assert json.loads(chat(llama, response_format=form, max_tokens=300).choices[0].message.content)["a"] in (1, 2)
+    refused = llama.post(
+        "/v1/chat/completions",
+        {"messages": ASK, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "gold"}}}},
+    )
+    assert refused.status_code == 400
+    assert "refused the request" in refused.json()["error"]["message"]

@@ -1,0 +1,250 @@
+"""The server keeps standing: what clients, networks and a dying worker do to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openai import APIError, InternalServerError
+
+from acorn.launch import StepFailed
+from benchmarks.serve_fuzz import bombard, make_shot
+from serve.command import network_of
+from serve.settings import Network
+from serve.supervisor import WorkerDied
+from tests.serve.servers import NAME, Running, running, settings_of
+
+ASK = [{"role": "user", "content": "So?"}]
+LONG = {"model": NAME, "messages": ASK, "max_tokens": 900, "temperature": 2.0, "seed": 1, "stream": True}
+
+
+@pytest.fixture(scope="module")
+def guarded(tiny_model: Path) -> Iterator[Running]:
+    """One row, one place to wait, a key, and little patience; its worker may be killed."""
+    network = Network(port=0, api_key="secret", max_body=20_000, body_seconds=1.0, write_seconds=1.0)
+    with running(settings_of(tiny_model, rows=1, max_waiting=1), network) as server:
+        yield server
+
+
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.02)
+
+
+def key(server: Running) -> dict[str, str]:
+    return {"Authorization": f"Bearer {server.network.api_key}"}
+
+
+def test_without_its_key_nothing_is_answered(guarded: Running) -> None:
+    for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": "secret"}):
+        refused = guarded.post("/v1/chat/completions", {"messages": ASK}, headers=headers)
+        assert (refused.status_code, refused.json()["error"]["code"]) == (401, "invalid_api_key")
+        assert httpx.get(f"{guarded.url}/v1/models", headers=headers).status_code == 401
+        assert httpx.get(f"{guarded.url}/metrics", headers=headers).status_code == 401
+    assert httpx.get(f"{guarded.url}/health").status_code == 200
+    assert guarded.client().models.list().data[0].id == NAME
+
+
+def test_a_host_that_others_reach_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    from argparse import Namespace
+
+    open_to_all = Namespace(host="0.0.0.0", port=1, api_key=None)
+    with pytest.raises(StepFailed, match="set an API key with ACORN_API_KEY"):
+        network_of(open_to_all)
+    assert network_of(Namespace(host="::1", port=1, api_key=None)).api_key is None
+    monkeypatch.setenv("ACORN_API_KEY", "k")
+    assert network_of(open_to_all).api_key == "k"
+
+
+def test_a_page_of_another_site_gets_nothing(served: Running) -> None:
+    rebound = served.post("/v1/chat/completions", {"messages": ASK}, headers={"Host": "evil.example:8000"})
+    assert rebound.status_code == 403
+    simple = httpx.post(f"{served.url}/v1/chat/completions", content="{}", headers={"Content-Type": "text/plain"})
+    assert simple.status_code == 415
+    asked = httpx.options(f"{served.url}/v1/chat/completions", headers={"Origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in asked.headers
+
+
+def test_a_body_beyond_the_limit_is_413_declared_or_not(guarded: Running) -> None:
+    declared = guarded.post("/v1/completions", {"prompt": "x" * 30_000}, headers=key(guarded))
+    headers = {**key(guarded), "Content-Type": "application/json"}
+    chunks = (b"x" * 1000 for _ in range(30))
+    chunked = httpx.post(f"{guarded.url}/v1/completions", content=chunks, headers=headers)
+    assert (declared.status_code, chunked.status_code) == (413, 413)
+    assert "20000" in declared.json()["error"]["message"]
+
+
+def test_clients_that_send_or_read_too_slowly_are_let_go(guarded: Running) -> None:
+    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
+    head += b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    for sent in (b"POST /v1/comp", head):
+        with socket.create_connection(("127.0.0.1", guarded.port)) as slow:
+            slow.sendall(sent)
+            slow.settimeout(30)
+            answer = slow.recv(1000)
+            assert answer == b"" or b" 408 " in answer.split(b"\r\n")[0]
+    assert guarded.app.state.admitted == 0
+
+
+def test_a_client_that_leaves_frees_its_sequence(guarded: Running) -> None:
+    stream = guarded.client().chat.completions.create(**LONG)
+    next(iter(stream))
+    assert guarded.supervisor.in_flight == 1
+    stream.close()
+    until(lambda: guarded.supervisor.in_flight == 0 and guarded.app.state.admitted == 0)
+    until(lambda: guarded.supervisor.stats["running"] == 0)
+    # One that waits for a whole answer, too.
+    with pytest.raises(httpx.ReadTimeout):
+        body = {**LONG, "stream": False}
+        httpx.post(f"{guarded.url}/v1/chat/completions", json=body, headers=key(guarded), timeout=0.3)
+    until(lambda: guarded.supervisor.in_flight == 0 and guarded.supervisor.stats["running"] == 0)
+
+
+def test_one_request_too_many_is_429_and_says_when_to_come_again(guarded: Running) -> None:
+    streams = [guarded.client().chat.completions.create(**LONG) for _ in range(1)]
+    waiting = threading.Thread(
+        target=lambda: list(guarded.client().chat.completions.create(**{**LONG, "max_tokens": 1}))
+    )
+    waiting.start()
+    until(lambda: guarded.app.state.admitted == 2)
+    refused = guarded.post("/v1/chat/completions", {"messages": ASK}, headers=key(guarded))
+    assert refused.status_code == 429
+    assert int(refused.headers["Retry-After"]) >= 1
+    assert refused.json()["error"]["type"] == "rate_limit_error"
+    streams[0].close()
+    waiting.join(60)
+    until(lambda: guarded.app.state.admitted == 0)
+
+
+def test_a_killed_worker_ends_its_requests_with_an_error_and_comes_back(guarded: Running) -> None:
+    client, before = guarded.client(), guarded.supervisor.pid
+    stream = client.chat.completions.create(**LONG)
+    next(iter(stream))
+    failed: list[Exception] = []
+
+    def wait_for_whole() -> None:
+        try:
+            client.chat.completions.create(**{**LONG, "stream": False})
+        except InternalServerError as error:
+            failed.append(error)
+
+    whole = threading.Thread(target=wait_for_whole)
+    whole.start()
+    until(lambda: guarded.supervisor.in_flight == 2)
+    assert before is not None
+    os.kill(before, signal.SIGKILL)
+    with pytest.raises(APIError, match="process ended while this request ran"):
+        list(stream)
+    whole.join(60)
+    assert [error.status_code for error in failed] == [503]  # type: ignore[attr-defined]
+    # A request that comes while the worker is away waits for it.
+    answer = client.chat.completions.create(model=NAME, messages=ASK, max_tokens=2)
+    assert answer.usage is not None
+    assert guarded.supervisor.pid != before
+    text = httpx.get(f"{guarded.url}/metrics", headers=key(guarded)).text
+    assert "acorn_worker_restarts 1.0" in text
+    assert "acorn_worker_ready 1.0" in text
+
+
+def test_a_model_that_cannot_be_loaded_is_a_sentence(tiny_model: Path) -> None:
+    with pytest.raises(WorkerDied, match="is no GGUF model that can be read"):
+        Running(settings_of(tiny_model, engine="llamacpp")).start()
+
+
+def test_two_hundred_clients_at_once_are_answered_or_told_to_come_again(served: Running) -> None:
+    async def flood() -> list[httpx.Response]:
+        limits = httpx.Limits(max_connections=200)
+        async with httpx.AsyncClient(base_url=served.url, timeout=120, limits=limits) as client:
+            body = {"messages": ASK, "max_tokens": 3}
+            return await asyncio.gather(*(client.post("/v1/chat/completions", json=body) for _ in range(200)))
+
+    answers = asyncio.run(flood())
+    counts = Counter(answer.status_code for answer in answers)
+    assert set(counts) == {200, 429}
+    assert counts[200] >= 20  # 4 rows and 16 places to wait
+    assert served.app.state.admitted == 0
+
+
+def test_figures_for_prometheus_count_what_was_done(served: Running) -> None:
+    served.post("/v1/completions", {"prompt": "Tom", "max_tokens": 3, "temperature": 0})
+    text = httpx.get(f"{served.url}/metrics").text
+    for name in ("acorn_tokens_total", "acorn_first_token_seconds_bucket", "acorn_next_token_seconds_bucket"):
+        assert name in text
+    assert 'acorn_requests_total{path="/v1/completions",status="200"}' in text
+    assert 'acorn_engine{figure="generated_tokens"}' in text
+
+
+def test_no_fuzzed_request_is_answered_5xx(served: Running) -> None:
+    draw = random.Random(int(time.time()) // 86_400)  # other requests every day
+    worker = served.supervisor.pid
+    counts = asyncio.run(bombard(served.url, [make_shot(draw) for _ in range(150)], clients=4))
+    assert {status for status in counts if status >= 500} == set(), counts
+    assert counts[200] > 0
+    assert served.supervisor.pid == worker
+    until(lambda: served.supervisor.in_flight == 0 and served.app.state.admitted == 0)
+
+
+@pytest.mark.parametrize("mode", ["positive", "negative"])
+def test_the_answers_are_those_of_the_api_document(served: Running, mode: str) -> None:
+    import schemathesis
+    from hypothesis import HealthCheck, Phase, given, settings
+    from schemathesis.checks import not_a_server_error
+    from schemathesis.specs.openapi import checks
+
+    schema = schemathesis.openapi.from_dict(httpx.get(f"{served.url}/openapi.json").json())
+    wanted = [
+        not_a_server_error,
+        checks.status_code_conformance,
+        checks.content_type_conformance,
+        checks.response_schema_conformance,
+    ]
+    operations = [found.ok() for found in schema.get_all_operations()]
+    assert {operation.path for operation in operations} > {"/v1/chat/completions", "/v1/completions", "/v1/models"}
+    for operation in operations:
+
+        @settings(
+            max_examples=8,
+            deadline=None,
+            phases=[Phase.generate],
+            suppress_health_check=list(HealthCheck),
+            database=None,
+        )
+        @given(operation.as_strategy(generation_mode=schemathesis.GenerationMode(mode)))
+        def answers_as_documented(case: Any) -> None:
+            if isinstance(case.body, dict) and isinstance(case.body.get("max_tokens"), int | None):
+                case.body["max_tokens"] = 2
+            case.call_and_validate(base_url=served.url, checks=wanted)
+
+        if mode == "positive" or operation.method == "post":
+            answers_as_documented()
+
+
+def test_a_killed_server_takes_its_worker_with_it(tiny_model: Path) -> None:
+    pytest.importorskip("serve.zero")
+    command = [sys.executable, "-m", "acorn", "serve", str(tiny_model), "--port", "0", "--threads", "1"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as front:
+        assert front.stderr is not None
+        for line in front.stderr:
+            if line.startswith("serving"):
+                break
+        import psutil
+
+        [worker] = psutil.Process(front.pid).children()
+        front.kill()
+        front.wait()
+        worker.wait(30)
