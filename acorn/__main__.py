@@ -6,6 +6,8 @@ import argparse
 import sys
 from collections.abc import Callable, Sequence
 
+from ondevice import arguments as ondevice
+
 STAGE_COMMANDS = {
     "corpus": "corpus, tokenizer and token files",
     "pretrain": "pre-training (nanotron); with --import a nanotron config becomes a recipe",
@@ -23,6 +25,10 @@ STAGE_COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
     options = parser().parse_args(arguments)
+    if options.command in ondevice.COMMANDS:  # without the recipes: their imports would come before the first token
+        from ondevice.cli import run
+
+        return run(options)
     from acorn import commands
 
     handler: Callable[[argparse.Namespace], int] = getattr(commands, options.handler)
@@ -52,6 +58,8 @@ def parser() -> argparse.ArgumentParser:
             _thinking(stage)
         if name == "pretrain":
             _importing(stage)
+
+    ondevice.add_commands(commands)
 
     report = commands.add_parser("report", help="the run of a recipe as one self-contained HTML page")
     _recipe(report, "report")

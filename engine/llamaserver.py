@@ -15,9 +15,11 @@ import signal
 import socket
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from pathlib import Path
 from typing import Any
+
+from engine.header import NotGguf, read_header
 
 TIMEOUT = 600.0
 _JSON = {"Content-Type": "application/json"}
@@ -118,7 +120,7 @@ class Stream:
         self._connection, self._path, self._body = connection, path, body
         self._closed = False
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
+    def __iter__(self) -> Generator[dict[str, Any], None, None]:
         """Raises LlamaError with llama.cpp's message; ends early, without an error, once closed."""
         try:
             self._connection.request("POST", self._path, json.dumps(self._body).encode(), _JSON)
@@ -166,14 +168,10 @@ class _Connection(http.client.HTTPConnection):
 
 
 def _trained_context(path: Path) -> int:
-    import gguf
-
     try:
-        fields = gguf.GGUFReader(path).fields
-        architecture = str(fields["general.architecture"].contents())
-        return int(fields[f"{architecture}.context_length"].contents())
-    except (ValueError, KeyError, OSError) as error:
-        raise LlamaError(f"{path} is no GGUF model that can be read: {error}") from error
+        return read_header(path).context
+    except (NotGguf, OSError) as error:
+        raise LlamaError(str(error)) from error
 
 
 def _params(path: Path, slots: int, context: int, threads: int, exact: bool, gpu_layers: int) -> Any:
