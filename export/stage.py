@@ -9,7 +9,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="gguf",
         package="export",
-        version=1,
+        version=2,
         identity=GgufConfig,
         execution=LlamaCppExecution,
         inputs={"model": "model", "corpus?": "corpus"},
