@@ -197,6 +197,12 @@ def slurm(options: Namespace) -> int:
     return 0
 
 
+def push(options: Namespace) -> int:
+    from export.publish import push
+
+    return push(options)
+
+
 def doctor(options: Namespace) -> int:
     from acorn.doctor import examine
 

@@ -114,6 +114,25 @@ class AnswerConfig(Identity):
     seed: int = Field(default=0, ge=0)
 
 
+class ReleaseConfig(Identity):
+    """Identity of a `release` step."""
+
+    name: str | None = None
+    """Of the model: the card's title and the beginning of the files' names. Default: the export's `general.name`."""
+    model_license: str | None = None
+    """Licence of the weights as the hub spells it, such as `apache-2.0`; default: the export's `general.license`."""
+    language: tuple[str, ...] = ("en",)
+    """Codes of ISO 639."""
+    ollama_type: GgufType | None = None
+    """Which file the Modelfile names; default: the smallest."""
+    ollama_parameters: dict[str, str | int | float] = Field(default_factory=dict)
+    """Ollama's parameters under their own names, such as `temperature`, beside `stop`."""
+
+
+class ReleaseExecution(Execution):
+    """Nothing: files are copied."""
+
+
 class LlamaCppExecution(Execution):
     """Execution of both stages. `device`: where the Hugging Face model runs, and whether llama.cpp may use a GPU."""
 

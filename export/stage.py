@@ -1,9 +1,9 @@
-"""The export stages: a model folder as proven GGUF files, and answers from them."""
+"""The export stages: a model folder as proven GGUF files, answers from them, and a folder to hand out."""
 
 from __future__ import annotations
 
 from acorn.stage import Stage
-from export.config import AnswerConfig, GgufConfig, LlamaCppExecution
+from export.config import AnswerConfig, GgufConfig, LlamaCppExecution, ReleaseConfig, ReleaseExecution
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -27,5 +27,16 @@ STAGES: tuple[Stage, ...] = (
         output="transcript",
         run="export.answer:run",
         check="export.check:check_answer",
+    ),
+    Stage(
+        name="release",
+        package="export",
+        version=1,
+        identity=ReleaseConfig,
+        execution=ReleaseExecution,
+        inputs={"model": "model", "gguf": "gguf", "evaluation?": "evaluation"},
+        output="release",
+        run="export.release:run",
+        imports_torch=True,
     ),
 )

@@ -23,7 +23,7 @@ from export.stage import STAGES
 from tests.export.models import make_model
 from tests.jobs import make_job, run_here
 
-GGUF, ANSWER = STAGES
+GGUF, ANSWER = STAGES[:2]
 SMALL: dict[str, Any] = {
     "strings": 200, "code_points": False, "documents": 4, "positions": 24, "window": 48, "greedy_prompts": 2,
 }  # fmt: skip
