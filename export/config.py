@@ -2,28 +2,41 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from acorn.stage import Execution, Identity
 
-GgufType = Literal["f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-"""What gguf-py quantises in numpy. K-quants need llama.cpp's own quantiser."""
+GgufType = Literal[
+    "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
+    "q6_k", "q5_k_m", "q5_k_s", "q4_k_m", "q4_k_s", "q3_k_l", "q3_k_m", "q3_k_s", "q2_k", "q2_k_s",
+    "iq4_nl", "iq4_xs", "iq3_m", "iq3_s", "iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
+]  # fmt: skip
+"""llama.cpp's names. The first line is written in Python; K- and I-quants need llama.cpp's own quantiser."""
+WRITTEN_HERE = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
+NEED_IMPORTANCE = (
+    "q2_k_s", "iq3_xs", "iq3_xxs", "iq2_m", "iq2_s", "iq2_xs", "iq2_xxs", "iq1_m", "iq1_s",
+)  # fmt: skip
+"""llama.cpp refuses these without an importance matrix."""
 
 GeneralKey = Literal["name", "author", "organization", "description", "license", "url"]
 
-# Mean KL in nats against the fp32 model, and top-1 agreement. f16 decides whether the conversion is right: measured are
-# 4e-8 to 1e-6 there, a perturbed or misplaced matrix gives 1e-3 and more. The others only bound what quantising costs:
-# a trained 0.8M model had 3e-5 (q8_0) to 2e-3 (q4_0) and leaves room for larger vocabularies and sharper models.
+# Mean KL in nats against the fp32 model, and top-1 agreement: they bound what quantising costs; whether the conversion
+# is right is decided at f32. A trained 0.8M model had 3e-5 (q8_0) to 2e-3 (q4_0), which leaves room for larger
+# vocabularies and sharper models. K- and I-quants go by their bits.
+_BY_BITS: dict[str, tuple[float, float]] = {
+    "6": (0.02, 0.9), "5": (0.05, 0.85), "4": (0.2, 0.75), "3": (0.6, 0.6), "2": (2.0, 0.4), "1": (4.0, 0.2),
+}  # fmt: skip
+_QUANTS = {kind: _BY_BITS[kind.lstrip("iq")[0]] for kind in get_args(GgufType) if kind not in WRITTEN_HERE}
 MAX_KL: dict[str, float] = {
     "f32": 1e-6, "f16": 1e-4, "bf16": 5e-3, "q8_0": 1e-2, "q5_1": 0.05, "q5_0": 0.05, "q4_1": 0.2, "q4_0": 0.2,
+    **{kind: bounds[0] for kind, bounds in _QUANTS.items()},
 }  # fmt: skip
 MIN_TOP1: dict[str, float] = {
     "f32": 0.99, "f16": 0.98, "bf16": 0.95, "q8_0": 0.93, "q5_1": 0.85, "q5_0": 0.85, "q4_1": 0.75, "q4_0": 0.75,
+    **{kind: bounds[1] for kind, bounds in _QUANTS.items()},
 }  # fmt: skip
-
-
 # With an f32 KV cache and no flash attention. f32 differs by the order of sums alone: measured are 1e-6 to 2e-5.
 MAX_LOGIT: dict[str, float] = {"f32": 1e-4}
 
@@ -82,6 +95,8 @@ class GgufConfig(Identity):
     types: list[GgufType] = Field(default=["f16", "q8_0"], min_length=1)
     general: dict[GeneralKey, str] = Field(default={"name": "acorn"})
     """`general.*` metadata of the files."""
+    importance_tokens: int = Field(default=65_536, ge=0)
+    """Training tokens of the corpus input that the importance matrix of K- and I-quants is measured on; 0: none."""
     proof: Proof = Proof()
 
     @field_validator("types")

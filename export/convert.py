@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from acorn.stage import Job
-from export.config import GgufConfig, LlamaCppExecution
+from export.config import WRITTEN_HERE, GgufConfig, LlamaCppExecution
 from export.gguf import Written, write_gguf
 from export.huggingface import read_shape
+from export.llamacpp import default_threads
+from export.quants import quantise
 from export.vocabulary import read_vocabulary
 
 KV_BLOCK = 256
@@ -33,11 +35,19 @@ def run(job: Job) -> dict[str, float]:
     sheet: dict[str, Any] = {}
     exact = job.out / "model-f32.gguf" if "f32" in config.types else job.scratch / "conversion-f32.gguf"
     paths: dict[str, Path] = {"f32": exact}
+    importance: dict[str, Any] | None = None
     with job.track() as tracker:
         whole = write_gguf(model, exact, "f32", general)
         for kind in config.types:
             paths[kind] = job.out / f"model-{kind}.gguf"
-            written = whole if kind == "f32" else write_gguf(model, paths[kind], kind, general)
+            if kind == "f32":
+                written = whole
+            elif kind in WRITTEN_HERE:
+                written = write_gguf(model, paths[kind], kind, general)
+            else:
+                importance = _importance(job) if importance is None else importance
+                threads = job.execution.threads or default_threads()
+                written = quantise(exact, paths[kind], kind, importance, threads, job.execution.verbose)
             sheet[kind] = {"file": paths[kind].name, **asdict(written)}
             metrics |= _sizes(kind, written)
         proof, speed = prove(model, paths, config, job.inputs.get("corpus"), job.execution, job.device())
@@ -94,6 +104,18 @@ def prove(
             )
             proof["types"][kind] = found
     return proof, speed
+
+
+def _importance(job: Job) -> dict[str, Any]:
+    """The importance matrix; empty without a corpus, or with `importance_tokens` 0."""
+    tokens, corpus = job.config.importance_tokens, job.inputs.get("corpus")
+    if corpus is None or not tokens:
+        return {}
+    from export.importance import measure_importance
+    from export.reference import Reference
+
+    model = job.inputs["model"]
+    return measure_importance(Reference(model, job.device()), read_shape(model), corpus, tokens)
 
 
 def _sizes(kind: str, written: Written) -> dict[str, float]:

@@ -28,15 +28,13 @@ class Turns:
 
     around: Mapping[str, tuple[str, str]]
     without_system: str
-    """Text before a conversation that has no system message: a template's default one."""
+    """Text before a conversation that does not begin with a system message: a template's default one."""
     answer: str
     """Text before the answer."""
 
     def render(self, talk: Talk) -> str:
         """What the Go template makes of `talk`, an answer to follow."""
-        head = (
-            "" if any(message["role"] == "system" and message["content"] for message in talk) else self.without_system
-        )
+        head = "" if talk[0]["role"] == "system" else self.without_system
         turns = (self.around[message["role"]] for message in talk)
         body = "".join(
             before + message["content"] + after for (before, after), message in zip(turns, talk, strict=True)
@@ -44,13 +42,14 @@ class Turns:
         return head + body + self.answer
 
     def go(self) -> str:
-        """The Go template. Variables and roles are Ollama's: `.System` is all system messages together."""
+        """The Go template, with Ollama's variables."""
         cases = []
         for index, role in enumerate(ROLES):
             before, after = self.around[role]
             word = "if" if index == 0 else "else if"
             cases.append(f'{{{{ {word} eq .Role "{role}" }}}}{before}{{{{ .Content }}}}{after}')
-        head = f"{{{{ if not .System }}}}{self.without_system}{{{{ end }}}}" if self.without_system else ""
+        unled = '{{ if and .Messages (ne (index .Messages 0).Role "system") }}'
+        head = f"{unled}{self.without_system}{{{{ end }}}}" if self.without_system else ""
         return f"{head}{{{{ range .Messages }}}}{''.join(cases)}{{{{ end }}}}{{{{ end }}}}{self.answer}"
 
 

@@ -50,8 +50,8 @@ def find_release(ref: str, home: str | None) -> Path:
         artifact = Registry(home).get(ref)
         if artifact.kind != "release":
             raise PushError(
-                f"{ref} is an artifact of kind {artifact.kind!r}; push publishes a 'release': add a release step to the "
-                f"recipe, or copy it to another registry with `acorn artifacts push {ref} URL`"
+                f"{ref} is an artifact of kind {artifact.kind!r}; push publishes a 'release': add a release step to "
+                f"the recipe, or copy it to another registry with `acorn artifacts push {ref} URL`"
             )
         folder = artifact.path
     sums = read_sums(folder)
@@ -78,7 +78,7 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def push_to_url(folder: Path, url: str) -> str:
-    """Copy the release to an fsspec URL, data first. Returns the URL. Raises PushError for a file that arrives wrong."""
+    """Copy the release to an fsspec URL, data first; returns the URL. PushError for a file that arrives wrong."""
     from fsspec.core import url_to_fs
     from tqdm import tqdm
 

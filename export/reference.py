@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +26,11 @@ class Reference:
         self.end_ids = _end_ids(model) | {self._tokenizer.eos_token_id}
         """Tokens that end generation."""
         self.bos_id: int | None = self._tokenizer.bos_token_id
+        self.context = int(self._model.config.max_position_embeddings)
+
+    def modules(self) -> Iterator[tuple[str, Any]]:
+        """(name, module) of the model and all its parts."""
+        return self._model.named_modules()  # type: ignore[no-any-return]
 
     def tokenize(self, texts: list[str]) -> list[list[int]]:
         """Token ids of each text; special tokens in it count as such, none is added."""

@@ -16,6 +16,8 @@ STAGES: tuple[Stage, ...] = (
         output="gguf",
         run="export.convert:run",
         imports_torch=True,
+        check="export.check:check_gguf",
+        check_roles="export.check:check_gguf_inputs",
     ),
     Stage(
         name="answer",
