@@ -28,7 +28,7 @@ def encode(matrix: torch.Tensor, kind: GGMLQuantizationType) -> np.ndarray:
         return matrix.half().contiguous().numpy()  # type: ignore[no-any-return]
     shape = gguf.quant_shape_to_byte_shape(tuple(matrix.shape), kind)
     if kind.name == "BF16":
-        return _bytes(matrix.bfloat16().contiguous()).reshape(shape)
+        return _bytes(matrix.bfloat16().contiguous()).reshape(shape)  # type: ignore[no-any-return]
     if kind.name == "Q8_0":
         flat = matrix.contiguous().view(-1)
         return np.concatenate([_q8_0(flat[start : start + _CHUNK]) for start in range(0, len(flat), _CHUNK)]).reshape(

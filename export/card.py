@@ -107,8 +107,7 @@ def _training(history: History) -> str:
         (
             step.stage,
             LIBRARIES.get(step.stage, ""),
-            _amount(step, "tokens"),
-            _amount(step, "flops"),
+            *_trained(step),
             f"`{step.key[:12]}`",
         )
         for step in history.steps
@@ -188,9 +187,10 @@ def _types(histogram: Mapping[str, int]) -> str:
     return ", ".join(f"{count} {name}" for name, count in histogram.items())
 
 
-def _amount(step: Manifest, name: str) -> str:
-    value = float(step.ledger.get(name, 0))
-    return "" if not value else f"{value:,.0f}" if value < 1e9 else f"{value:.3g}"
+def _trained(step: Manifest) -> tuple[str, str]:
+    """Tokens and FLOPs, of a training alone: what others count may differ between a run and one that was resumed."""
+    tokens, flops = (float(step.ledger.get(name, 0)) if step.kind == "model" else 0 for name in ("tokens", "flops"))
+    return f"{tokens:,.0f}" if tokens else "", f"{flops:.3g}" if flops else ""
 
 
 def _size(count: int) -> str:

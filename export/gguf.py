@@ -73,7 +73,7 @@ def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str]) -> W
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors:
-            matrix = weights.read(tensor.source) if tensor.source else factors
+            matrix = factors if factors is not None and not tensor.source else weights.read(tensor.source)
             writer.write_tensor_data(encode(permute(matrix, tensor.heads) if tensor.heads else matrix, tensor.type))
     writer.close()
     return measure(path, [(tensor.type.name, _count(tensor.shape), _bytes(tensor)) for tensor in tensors])

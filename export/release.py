@@ -48,7 +48,7 @@ def run(job: Job) -> dict[str, float]:
         scores, role = _evaluation(job)
         if scores:
             _write(job.out / "evaluation.json", json.dumps(scores, indent=2, ensure_ascii=False) + "\n")
-        chosen = config.ollama_type or min(files, key=lambda kind: files[kind][1]["bytes"])
+        chosen: str = config.ollama_type or min(files, key=lambda kind: files[kind][1]["bytes"])
         if chosen not in files:
             raise ExportError(f"ollama_type is {chosen!r}; the export holds {', '.join(files)}")
         _write(job.out / "Modelfile", _modelfile(model, files[chosen][0], config))
