@@ -16,7 +16,7 @@ STAGE_COMMANDS = {
     "prm": "process reward model",
     "eval": "evaluation (lighteval)",
     "search": "test-time search; with --prompt a model thinks about one problem",
-    "export": "GGUF and an answer through llama.cpp",
+    "export": "GGUF, an answer through llama.cpp, a folder to hand out",
 }
 
 

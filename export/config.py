@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from acorn.stage import Execution, Identity
 
@@ -65,28 +65,24 @@ class Proof(BaseModel):
     """Tokens generated greedily from each prompt; they must equal the fp32 model's for f32 and f16."""
     tie_nats: float = Field(default=0.01, ge=0)
     """A greedy token that differs is a tie, not a failure, where the fp32 model prefers its own by less than this."""
-    max_kl: dict[GgufType, float] = Field(default_factory=lambda: dict(MAX_KL))  # type: ignore[arg-type]
+    max_kl: dict[GgufType, float] = Field(default_factory=dict)
     """Largest mean KL(fp32 || GGUF) in nats per type; a type left out keeps its default."""
-    min_top1: dict[GgufType, float] = Field(default_factory=lambda: dict(MIN_TOP1))  # type: ignore[arg-type]
+    min_top1: dict[GgufType, float] = Field(default_factory=dict)
     """Smallest share of positions where both put the same token first, per type."""
-    max_logit: dict[GgufType, float] = Field(default_factory=lambda: dict(MAX_LOGIT))  # type: ignore[arg-type]
+    max_logit: dict[GgufType, float] = Field(default_factory=dict)
     """Largest difference of a log-probability at any position, per type; types without one are only reported."""
     seed: int = 0
 
-    @field_validator("max_kl", mode="after")
-    @classmethod
-    def _all_kl(cls, given: dict[str, float]) -> dict[str, float]:
-        return {**MAX_KL, **given}
-
-    @field_validator("min_top1", mode="after")
-    @classmethod
-    def _all_top1(cls, given: dict[str, float]) -> dict[str, float]:
-        return {**MIN_TOP1, **given}
-
-    @field_validator("max_logit", mode="after")
-    @classmethod
-    def _all_logit(cls, given: dict[str, float]) -> dict[str, float]:
-        return {**MAX_LOGIT, **given}
+    def bounding(self, types: list[str]) -> Proof:
+        """The same with every threshold of `types`, and of f32, which is always proven."""
+        kinds = ["f32", *types]
+        bounds = {"max_kl": MAX_KL, "min_top1": MIN_TOP1, "max_logit": MAX_LOGIT}
+        return self.model_copy(
+            update={
+                name: {kind: known[kind] for kind in kinds if kind in known} | getattr(self, name)
+                for name, known in bounds.items()
+            }
+        )
 
 
 class GgufConfig(Identity):
@@ -97,7 +93,12 @@ class GgufConfig(Identity):
     """`general.*` metadata of the files."""
     importance_tokens: int = Field(default=65_536, ge=0)
     """Training tokens of the corpus input that the importance matrix of K- and I-quants is measured on; 0: none."""
-    proof: Proof = Proof()
+    proof: Proof = Field(default=Proof(), validate_default=True)
+
+    @field_validator("proof")
+    @classmethod
+    def _bound(cls, proof: Proof, info: ValidationInfo) -> Proof:
+        return proof.bounding(info.data.get("types", []))
 
     @field_validator("types")
     @classmethod

@@ -18,7 +18,7 @@ LIBRARIES = {
     "sft": "TRL",
     "dpo": "TRL",
     "tokenizer": "tokenizers",
-    "tokens": "datatrove",
+    "tokens": "tokenizers",
 }
 
 

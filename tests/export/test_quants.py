@@ -49,7 +49,7 @@ def test_types_that_need_an_importance_matrix_need_a_corpus() -> None:
 
 
 def test_every_type_has_thresholds() -> None:
-    proof = GgufConfig(types=["iq1_s", "q6_k"]).proof
+    proof = GgufConfig(types=["iq1_s", "iq3_m", "q4_k_m", "q6_k", "q8_0"]).proof
     assert proof.max_kl["iq1_s"] > proof.max_kl["iq3_m"] > proof.max_kl["q6_k"] > proof.max_kl["q8_0"]
     assert proof.min_top1["iq1_s"] < proof.min_top1["q4_k_m"] < proof.min_top1["q6_k"]
 

@@ -127,7 +127,8 @@ def test_a_low_bit_export_alone_still_proves_the_conversion_at_f32(learned: Path
 def test_thresholds_left_out_keep_their_defaults_and_enter_the_key() -> None:
     config = GgufConfig.model_validate({"proof": {"max_kl": {"q8_0": 0.5}}})
     assert config.proof.max_kl["q8_0"] == 0.5
-    assert config.model_dump()["proof"]["max_kl"]["f16"] == 1e-4
+    assert config.model_dump()["proof"]["max_kl"] == {"f32": 1e-6, "f16": 1e-4, "q8_0": 0.5}
+    assert GgufConfig().proof.max_logit == {"f32": 1e-4}
 
 
 @pytest.mark.parametrize("types", [["q8_1"], ["Q8_0"], [], ["f16", "f16"]])
