@@ -76,10 +76,25 @@ def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str]) -> W
             matrix = factors if factors is not None and not tensor.source else weights.read(tensor.source)
             writer.write_tensor_data(encode(permute(matrix, tensor.heads) if tensor.heads else matrix, tensor.type))
     writer.close()
-    return measure(path, [(tensor.type.name, _count(tensor.shape), _bytes(tensor)) for tensor in tensors])
+    return _measure(path, [(tensor.type.name, _count(tensor.shape), _bytes(tensor)) for tensor in tensors])
 
 
-def measure(path: Path, tensors: list[tuple[str, int, int]]) -> Written:
+def read_written(path: Path) -> Written:
+    """What a GGUF holds, read from the file."""
+    import gguf
+
+    tensors = gguf.GGUFReader(path).tensors
+    return _measure(path, [(tensor.tensor_type.name, tensor.n_elements, tensor.n_bytes) for tensor in tensors])
+
+
+def target_name(source: str, layers: int) -> str | None:
+    """What a tensor of transformers is called in a GGUF; None if it has no name there."""
+    import gguf
+
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers).get_name(source, try_suffixes=(".weight",))  # type: ignore[no-any-return]
+
+
+def _measure(path: Path, tensors: list[tuple[str, int, int]]) -> Written:
     """What the file `path` holds, from (GGML type, weights, bytes) of its tensors."""
     count = sum(weights for _, weights, _ in tensors)
     bits = 8 * sum(size for _, _, size in tensors)

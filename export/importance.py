@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from export.gguf import target_name
 from export.huggingface import ExportError, LlamaShape
 
 if TYPE_CHECKING:
@@ -27,11 +28,9 @@ def measure_importance(reference: Reference, shape: LlamaShape, corpus: Path, to
 
     Raises ExportError if the corpus has no training documents.
     """
-    import gguf
     import numpy as np
     import torch
 
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)
     sums: dict[str, Any] = {}
     seen = 0
 
@@ -44,8 +43,9 @@ def measure_importance(reference: Reference, shape: LlamaShape, corpus: Path, to
 
     handles = []
     for name, module in reference.modules():
-        target = names.get_name(f"{name}.weight", try_suffixes=(".weight",))
-        if isinstance(module, torch.nn.Linear) and target is not None and not (shape.tied and "lm_head" in name):
+        if not isinstance(module, torch.nn.Linear) or (shape.tied and "lm_head" in name):
+            continue
+        if (target := target_name(f"{name}.weight", shape.layers)) is not None:
             handles.append(module.register_forward_pre_hook(hook(target)))
     try:
         for ids in _windows(reference, corpus, tokens):

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.gguf import Written, measure
+from export.gguf import Written, read_written
 from export.huggingface import ExportError
 
 if TYPE_CHECKING:
@@ -58,14 +58,6 @@ def quantise(
         target.unlink(missing_ok=True)
         raise ExportError(f"llama.cpp does not quantise to {kind}: {''.join(said)[-300:].strip()}")
     return read_written(target)
-
-
-def read_written(path: Path) -> Written:
-    """What a GGUF holds, read from the file."""
-    import gguf
-
-    tensors = gguf.GGUFReader(path).tensors
-    return measure(path, [(tensor.tensor_type.name, tensor.n_elements, tensor.n_bytes) for tensor in tensors])
 
 
 def _importance(llama_cpp: Any, importance: Mapping[str, np.ndarray]) -> Any:
