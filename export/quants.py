@@ -51,12 +51,16 @@ def quantise(
         parameters.imatrix = ctypes.cast(kept, type(parameters.imatrix))
     callback = llama_cpp.llama_log_callback(lambda level, text, _: said.append(text.decode(errors="replace")))
     llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
-    failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    try:
+        failed = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    finally:  # the callback ends with this function
+        llama_cpp.llama_log_set(llama_cpp.llama_log_callback(), ctypes.c_void_p(0))
     if verbose:
         print("".join(said))
     if failed:
         target.unlink(missing_ok=True)
-        raise ExportError(f"llama.cpp does not quantise to {kind}: {''.join(said)[-300:].strip()}")
+        reason = ["it says nothing", *"".join(said).strip().splitlines()][-1]
+        raise ExportError(f"llama.cpp does not quantise to {kind}: {reason}")
     return read_written(target)
 
 

@@ -116,7 +116,7 @@ def test_what_llama_cpp_refuses_is_an_error_in_its_words(wide: Path, tmp_path: P
     from export.gguf import write_gguf
 
     write_gguf(wide, tmp_path / "f32", "f32", {})
-    with pytest.raises(ExportError, match=r"does not quantise to iq2_xxs: .*imatrix"):
+    with pytest.raises(ExportError, match=r"does not quantise to iq2_xxs: .*requires an imatrix"):
         quants.quantise(tmp_path / "f32", tmp_path / "m", "iq2_xxs", {}, 1)
     assert not (tmp_path / "m").exists()
 
