@@ -18,7 +18,7 @@ STAGE_COMMANDS = {
     "prm": "process reward model",
     "eval": "evaluation (lighteval)",
     "search": "test-time search; with --prompt a model thinks about one problem",
-    "export": "GGUF and an answer through llama.cpp",
+    "export": "GGUF, an answer through llama.cpp, a folder to hand out",
 }
 
 
@@ -74,6 +74,7 @@ def parser() -> argparse.ArgumentParser:
     _serving(commands.add_parser("serve", help="an OpenAI-compatible server for a model; needs no flags"))
 
     _artifacts(commands.add_parser("artifacts", help="look into the registry, move and remove artifacts"))
+    _publishing(commands.add_parser("push", help="publish a release folder: a hub repository or any fsspec URL"))
     doctor = commands.add_parser("doctor", help="what this machine can do")
     doctor.set_defaults(handler="doctor")
     return root
@@ -104,6 +105,13 @@ def _importing(target: argparse.ArgumentParser) -> None:
     one = target.add_argument_group("a nanotron config", "instead of RECIPE")
     one.add_argument("--import", dest="original", metavar="FILE", help="write it as a recipe; says what is different")
     one.add_argument("--out", metavar="FILE", help="the recipe's file (default: standard output)")
+
+
+def _publishing(target: argparse.ArgumentParser) -> None:
+    target.set_defaults(handler="push")
+    target.add_argument("ref", help="a release: a ref, a key, or a folder with SHA256SUMS")
+    target.add_argument("url", help="hf://owner/name[@revision], s3://..., gs://..., a folder")
+    target.add_argument("--private", action="store_true", help="a hub repository that is made now is private")
 
 
 def _scaling(target: argparse.ArgumentParser) -> None:

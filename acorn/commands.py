@@ -204,6 +204,12 @@ def slurm(options: Namespace) -> int:
     return 0
 
 
+def push(options: Namespace) -> int:
+    """Of a release, which the export package knows; by name, because stages start through this module."""
+    done: int = import_module("export.publish").push(options)
+    return done
+
+
 def doctor(options: Namespace) -> int:
     from acorn.doctor import examine
 

@@ -10,7 +10,7 @@ from typing import Any
 
 LIBRARIES = (
     *("torch", "transformers", "tokenizers", "accelerate", "datasets", "trl", "nanotron", "distilabel"),
-    *("datatrove", "lighteval", "deepspeed", "wandb", "gguf", "xllamacpp", "numpy", "acorn-lm"),
+    *("datatrove", "lighteval", "deepspeed", "wandb", "gguf", "xllamacpp", "llama-cpp-python", "numpy", "acorn-lm"),
 )
 
 

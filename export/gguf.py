@@ -1,24 +1,27 @@
-"""Writes a Llama model folder as one GGUF file, with gguf-py alone (its writer and its numpy quantisers).
+"""Writes a Llama or SmolLM3 model folder as one GGUF file, with gguf-py's writer.
 
-llama.cpp's own converter recognises tokenizers by a hash of known ones, so it refuses every tokenizer trained here.
-The bytes depend on the model folder and the type only: no date, no path, no library version goes in.
+llama.cpp's own converter recognises tokenizers by a hash of known ones, so it refuses every tokenizer trained here; the
+tensors written here are the same bytes (tests/export/test_converter.py runs it). The bytes depend on the model folder
+and the type only: no date, no path, no library version goes in.
 Layout of names and the q/k row order: llama.cpp, `LLM_ARCH_LLAMA` (rotary pairs are neighbours there, halves in
-Hugging Face's Llama). K-quants are not written: gguf-py has no quantiser for them.
+Hugging Face's Llama). K- and I-quants are made from such a file by llama.cpp itself: `export/quants.py`.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.huggingface import ExportError, LlamaShape, Weights, read_shape
+from export.blocks import encode
+from export.huggingface import ExportError, LlamaShape, Rope, Weights, read_shape
 from export.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
-    import numpy as np
+    import torch
     from gguf import GGMLQuantizationType
 
 _LOW_BIT = ("q4_0", "q4_1", "q5_0", "q5_1")
@@ -55,10 +58,13 @@ def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str]) -> W
     logging.getLogger("gguf.gguf_writer").setLevel(logging.WARNING)
     shape = read_shape(model)
     vocabulary = read_vocabulary(model, shape.rows)
-    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[gguf.MODEL_ARCH.LLAMA])
+    writer = gguf.GGUFWriter(path, shape.architecture)
     _add_metadata(writer, shape, vocabulary, kind, general)
+    factors = rope_factors(shape.rope, shape.head_dim)
     with Weights(model) as weights:
         tensors = _plan(weights, shape, kind)
+        if factors is not None:
+            tensors.insert(0, _Tensor("", "rope_freqs.weight", (len(factors),), gguf.GGMLQuantizationType.F32, 0))
         for tensor in tensors:
             writer.add_tensor_info(
                 tensor.target, _byte_shape(tensor), _dtype(tensor), _bytes(tensor), raw_dtype=tensor.type
@@ -67,15 +73,77 @@ def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str]) -> W
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
         for tensor in tensors:
-            writer.write_tensor_data(_convert(weights.read(tensor.source), tensor))
+            matrix = factors if factors is not None and not tensor.source else weights.read(tensor.source)
+            writer.write_tensor_data(encode(permute(matrix, tensor.heads) if tensor.heads else matrix, tensor.type))
     writer.close()
-    count = sum(_count(tensor.shape) for tensor in tensors)
-    bits = 8 * sum(_bytes(tensor) for tensor in tensors)
-    types = Counter(tensor.type.name.lower() for tensor in tensors)
+    return _measure(path, [(tensor.type.name, _count(tensor.shape), _bytes(tensor)) for tensor in tensors])
+
+
+def read_written(path: Path) -> Written:
+    """What a GGUF holds, read from the file."""
+    import gguf
+
+    tensors = gguf.GGUFReader(path).tensors
+    return _measure(path, [(tensor.tensor_type.name, tensor.n_elements, tensor.n_bytes) for tensor in tensors])
+
+
+def target_name(source: str, layers: int) -> str | None:
+    """What a tensor of transformers is called in a GGUF; None if it has no name there."""
+    import gguf
+
+    return gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, layers).get_name(source, try_suffixes=(".weight",))  # type: ignore[no-any-return]
+
+
+def _measure(path: Path, tensors: list[tuple[str, int, int]]) -> Written:
+    """What the file `path` holds, from (GGML type, weights, bytes) of its tensors."""
+    count = sum(weights for _, weights, _ in tensors)
+    bits = 8 * sum(size for _, _, size in tensors)
+    types = Counter(name.lower() for name, _, _ in tensors)
     return Written(path.stat().st_size, count, round(bits / count, 4), dict(sorted(types.items())))
 
 
-def permute(matrix: np.ndarray, heads: int) -> np.ndarray:
+def write_vocabulary(path: Path, vocabulary: Vocabulary) -> None:
+    """A GGUF that llama.cpp loads and that can only tokenize: `vocabulary` over one layer of zeros."""
+    import gguf
+    import torch
+
+    width = 32
+    shape = LlamaShape(
+        "llama", 1, width, width, 1, 1, width, len(vocabulary.tokens), 256, 1e-5, Rope("default", 1e4), tied=True
+    )
+    writer = gguf.GGUFWriter(path, shape.architecture)
+    _add_metadata(writer, shape, vocabulary, "f16", {})
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)
+    for source, size in _expected(shape).items():
+        kind = gguf.GGMLQuantizationType.F32 if len(size) == 1 else gguf.GGMLQuantizationType.F16
+        writer.add_tensor(names.get_name(source, try_suffixes=(".weight",)), encode(torch.zeros(size), kind))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def rope_factors(rope: Rope, head_dim: int) -> torch.Tensor | None:
+    """Llama 3's divisors of the rotary frequencies, float32 [head_dim / 2]; None for other types.
+
+    Frequencies above a wavelength of original context / low_freq_factor are divided by `factor`, those below original
+    context / high_freq_factor by 1, those between by a mixture (transformers, `_compute_llama3_parameters`).
+    In float32 throughout, as llama.cpp's converter has it.
+    """
+    import torch
+
+    if rope.type != "llama3":
+        return None
+    factor, low, high = (rope.options[name] for name in ("factor", "low_freq_factor", "high_freq_factor"))
+    context = rope.options["original_max_position_embeddings"]
+    wavelengths = 2 * math.pi / (1.0 / (rope.theta ** (torch.arange(0, head_dim, 2, dtype=torch.float32) / head_dim)))
+    smooth = (context / wavelengths - low) / (high - low)
+    mixed = 1 / ((1 - smooth) / factor + smooth)
+    found = torch.where(wavelengths > context / low, torch.tensor(float(factor)), mixed)
+    return torch.where(wavelengths < context / high, torch.tensor(1.0), found)
+
+
+def permute(matrix: torch.Tensor, heads: int) -> torch.Tensor:
     """Rows of a q or k projection [heads * head_dim, width]: from Hugging Face's halves to llama.cpp's neighbours."""
     rows, width = matrix.shape
     return matrix.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
@@ -85,7 +153,7 @@ def _plan(weights: Weights, shape: LlamaShape, kind: str) -> list[_Tensor]:
     """The GGUF's tensors in file order. Raises ExportError for tensors that are missing or unknown."""
     import gguf
 
-    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)
+    names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, shape.layers)  # SmolLM3's are the same
     wanted = _expected(shape)
     found = {name for name in weights.names() if not name.endswith("rotary_emb.inv_freq")}
     if shape.tied:
@@ -138,13 +206,6 @@ def _type_of(target: str, shape: tuple[int, ...], kind: str, tied: bool) -> GGML
     return chosen if shape[-1] % block == 0 else gguf.GGMLQuantizationType.F16
 
 
-def _convert(matrix: np.ndarray, tensor: _Tensor) -> np.ndarray:
-    import gguf
-
-    data = permute(matrix, tensor.heads) if tensor.heads else matrix
-    return gguf.quants.quantize(data, tensor.type)  # type: ignore[no-any-return]
-
-
 def _byte_shape(tensor: _Tensor) -> tuple[int, ...]:
     import gguf
 
@@ -194,7 +255,7 @@ def _add_metadata(writer: Any, shape: LlamaShape, vocabulary: Vocabulary, kind: 
     writer.add_key_length(shape.head_dim)
     writer.add_value_length(shape.head_dim)
     writer.add_rope_dimension_count(shape.head_dim)
-    writer.add_rope_freq_base(shape.rope_theta)
+    _add_rope(writer, shape.rope)
     writer.add_layer_norm_rms_eps(shape.norm_eps)
     writer.add_vocab_size(shape.rows)
     writer.add_tokenizer_model("gpt2")
@@ -206,3 +267,23 @@ def _add_metadata(writer: Any, shape: LlamaShape, vocabulary: Vocabulary, kind: 
         getattr(writer, f"add_{role}_token_id")(token_id)
     writer.add_add_bos_token(False)
     writer.add_chat_template(vocabulary.chat_template)
+
+
+def _add_rope(writer: Any, rope: Rope) -> None:
+    """Llama 3's scaling is in the tensor `rope_freqs.weight`, not in the metadata."""
+    import gguf
+
+    writer.add_rope_freq_base(rope.theta)
+    if rope.type not in ("linear", "yarn"):
+        return
+    writer.add_rope_scaling_type(gguf.RopeScalingType[rope.type.upper()])
+    writer.add_rope_scaling_factor(rope.options["factor"])
+    if rope.type == "yarn":
+        writer.add_rope_scaling_orig_ctx_len(rope.options["original_max_position_embeddings"])
+    for option, add in (
+        ("attention_factor", "attn_factor"),
+        ("beta_fast", "beta_fast"),
+        ("beta_slow", "beta_slow"),
+    ):
+        if option in rope.options:
+            getattr(writer, f"add_rope_scaling_yarn_{add}")(rope.options[option])

@@ -71,11 +71,13 @@ class LlamaCpp:
 
     def request(self, path: str, body: dict[str, Any]) -> Any:
         """POST `body` and return the answer. Raises LlamaError with llama.cpp's message if it is not 200."""
-        payload = json.dumps(body).encode()
-        self._connection.request("POST", path, payload, {"Content-Type": "application/json"})
-        response = self._connection.getresponse()
-        answer = json.loads(response.read())
-        if response.status != 200:
+        return self.post(path, json.dumps(body).encode())
+
+    def post(self, path: str, payload: bytes) -> Any:
+        """`request` with the body as it is."""
+        status, raw = self._connection.post(path, payload)
+        answer = json.loads(raw)
+        if status != 200:
             message = answer.get("error", {}).get("message", answer)
             raise LlamaError(f"llama.cpp refused {path} for {self.path.name}: {message}")
         return answer
@@ -84,6 +86,14 @@ class LlamaCpp:
         """Token ids of `text`; special tokens in it count as such, none is added."""
         body = {"content": text, "parse_special": True, "add_special": True}
         return self.request("/tokenize", body)["tokens"]  # type: ignore[no-any-return]
+
+    def refuses(self, raw: bytes) -> bool:
+        """Whether `raw`, which is no UTF-8, is refused as a text."""
+        try:
+            self.post("/tokenize", b'{"content": "' + raw + b'"}')
+        except LlamaError:
+            return True
+        return False
 
     def render(self, messages: list[dict[str, str]], generation_prompt: bool = True) -> str:
         """The chat template in the GGUF, rendered by llama.cpp's own engine."""
@@ -126,6 +136,19 @@ class _Connection(http.client.HTTPConnection):
         self.sock = socket.socket(socket.AF_UNIX)
         self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
+
+    def post(self, path: str, payload: bytes) -> tuple[int, bytes]:
+        """Status and body. The server closes a connection after 5 idle seconds: then once more, on a new one."""
+        for last in (False, True):
+            try:
+                self.request("POST", path, payload, {"Content-Type": "application/json"})
+                response = self.getresponse()
+                return response.status, response.read()
+            except (ConnectionError, http.client.NotConnected, http.client.CannotSendRequest):
+                self.close()
+                if last:
+                    raise
+        raise AssertionError("unreachable")
 
 
 def _params(path: Path, context: int, threads: int, exact: bool, gpu_layers: int, verbose: bool) -> Any:

@@ -1,9 +1,10 @@
 """The gate: a GGUF, through llama.cpp, must do what the Hugging Face model in fp32 does.
 
-Compared are token ids on strings made to split tokenizers apart, the rendered chat template as token ids, greedy
-tokens, and next-token distributions on held-out text (KL and top-1 agreement; perplexity is no measure of sameness:
-a Q2_K file had a lower one than f32 at 127 times the KL of Q8_0). A failure raises ParityError, and the step publishes
-nothing. The proof holds no timings, so it is the same bytes each time; rounding keeps the last bits of fp32 out.
+Compared are token ids (`export.tokens`), the rendered chat template, greedy tokens, and next-token distributions on
+held-out text: log-probabilities, their KL, top-1 agreement, and perplexity, which is reported and no measure of
+sameness (a Q2_K file had a lower one than f32 at 127 times the KL of Q8_0). A failure raises ParityError, and the step
+publishes nothing. The proof holds no timings, so it is the same bytes each time; rounding keeps the last bits of fp32
+out.
 
 llama.cpp's server gives log-probabilities of the n likeliest tokens after a prompt, so each position is one request
 over a growing prefix. All other tokens form one bucket: by the data-processing inequality the KL over buckets is a
@@ -23,8 +24,8 @@ from typing import TYPE_CHECKING, Any
 from export.config import Proof
 from export.llamacpp import LlamaCpp
 from export.reference import Reference
-from export.strings import byte_level, conversations, hard_strings
-from export.vocabulary import Vocabulary
+from export.strings import conversations
+from export.tokens import ParityError, first_difference
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,11 +33,8 @@ if TYPE_CHECKING:
 GREEDY_TYPES = ("f32", "f16")
 """Types whose greedy tokens must equal the fp32 model's; for the others agreement is only reported."""
 _DOCUMENT_CHARACTERS = 2000
+_COMPARED = -60.0  # tokens that are less likely have probabilities too small for fp32 to tell apart
 _LOWEST = -80.0  # log-probabilities are cut here: below, fp32 underflows to llama.cpp's -3.4e38
-
-
-class ParityError(RuntimeError):
-    """A GGUF differs from its model; says where first, and by how much against which threshold."""
 
 
 @dataclass(frozen=True)
@@ -60,31 +58,18 @@ class _Gap:
     what: str
 
 
-def tokenizer_parity(
-    reference: Reference, llama: LlamaCpp, vocabulary: Vocabulary, documents: list[str], proof: Proof
-) -> dict[str, Any]:
-    """Token ids of hard strings and documents, from both. Raises ParityError at the first string that differs."""
-    from tqdm import tqdm
-
-    merges = [tuple(map(byte_level, merge.split(" "))) for merge in vocabulary.merges]
-    tokens = [byte_level(token) for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True) if kind == 1]
-    strings = hard_strings(proof.strings, tokens, merges, proof.seed)  # type: ignore[arg-type]
-    texts = [*strings, *documents]
-    expected = reference.tokenize(texts)
-    for index, (text, ids) in enumerate(zip(tqdm(texts, desc="tokenizer parity", leave=False), expected, strict=True)):
-        if (found := llama.tokenize(text)) != ids:
-            raise ParityError(f"tokenizer parity: string {index}, {text[:80]!r}: {_difference(ids, found)}")
-    return {"strings": len(strings), "documents": len(documents), "tokens": sum(map(len, expected)), "equal": True}
-
-
 def template_parity(reference: Reference, llama: LlamaCpp) -> dict[str, Any]:
-    """Chat template as token ids, from both. Raises ParityError at the first conversation that differs."""
+    """The rendered chat template and its token ids, from both. ParityError at the first conversation that differs."""
     talks = [(talk, True) for talk in conversations()]
     talks += [([*talk, {"role": "assistant", "content": "done"}], False) for talk in conversations()]
     for index, (talk, prompt) in enumerate(talks):
-        expected, found = reference.render(talk, prompt), llama.tokenize(llama.render(talk, prompt))
+        rendered = reference.render_text(talk, prompt), llama.render(talk, prompt)
+        if rendered[0] != rendered[1]:
+            where = _text_difference(*rendered)
+            raise ParityError(f"template parity: conversation {index}, {talk}: {where}")
+        expected, found = reference.render(talk, prompt), llama.tokenize(rendered[1])
         if expected != found:
-            raise ParityError(f"template parity: conversation {index}, {talk}: {_difference(expected, found)}")
+            raise ParityError(f"template parity: conversation {index}, {talk}: {first_difference(expected, found)}")
     return {"conversations": len(talks), "equal": True}
 
 
@@ -115,33 +100,46 @@ def hold_out(reference: Reference, documents: list[str], proof: Proof, context: 
 
 
 def distribution_parity(llama: LlamaCpp, kind: str, held_out: HeldOut, proof: Proof) -> dict[str, Any]:
-    """KL(fp32 || GGUF) and top-1 agreement at the held-out positions. Raises ParityError beyond the thresholds."""
+    """Differences between the fp32 model and the GGUF at the held-out positions. ParityError beyond the thresholds.
+
+    `logit_difference` is that of log-probabilities, over every token that llama.cpp was asked for: it leaves out what
+    all logits of a position have in common, which no output depends on. Perplexity is that of the text itself; a token
+    that llama.cpp was not asked for has its even share of the bucket, on both sides.
+    """
     import numpy as np
     from tqdm import tqdm
 
     count = min(proof.probabilities, held_out.logprobs.shape[1])
-    kls, agree, spread, missing = [], [], [], []
+    kls, agree, spread, missing, losses = [], [], [], [], []
     work = zip(held_out.prefixes, held_out.logprobs, strict=True)
     for (index, length), expected in tqdm(work, desc=f"{kind} against fp32", total=len(held_out.prefixes), leave=False):
-        ids, logprobs = llama.next_logprobs(held_out.sequences[index][:length], count)
+        sequence = held_out.sequences[index]
+        ids, logprobs = llama.next_logprobs(sequence[:length], count)
         found = np.maximum(np.array(logprobs), _LOWEST)
         if count == len(expected):  # llama.cpp adds up its softmax in fp32, one after another: off by 1e-6 in all
             found -= np.logaddexp.reduce(found)
         kls.append(_kl(expected, ids, found))
         agree.append(ids[0] == int(expected.argmax()))
-        spread.append(float(np.abs(expected[ids[:10]] - found[:10]).max()))
+        likely = expected[ids] > _COMPARED
+        spread.append(float(np.abs(expected[ids] - found)[likely].max()))
         missing.append(max(0.0, 1.0 - float(np.exp(expected[ids]).sum())))
+        if length < len(sequence):
+            losses.append(_loss(sequence[length], expected, ids, found))
+    before, after = (math.exp(-float(np.mean(side))) for side in zip(*losses, strict=True)) if losses else (1.0, 1.0)
     result = {
         "kl": _rounded(float(np.mean(kls))),
         "kl_worst": _rounded(float(np.max(kls))),
         "top1": round(float(np.mean(agree)), 4),
-        "logprob_difference": _rounded(float(np.max(spread))),
+        "logit_difference": _rounded(float(np.max(spread))),
+        "perplexity": round(after, 6),
+        "perplexity_delta": round(after - before, 6),
         "bucket_mass": _rounded(float(np.mean(missing))) if count < held_out.logprobs.shape[1] else 0.0,
         "positions": len(kls),
         "max_kl": proof.max_kl[kind],  # type: ignore[index]
         "min_top1": proof.min_top1[kind],  # type: ignore[index]
+        "max_logit": proof.max_logit.get(kind),  # type: ignore[call-overload]
     }
-    _check_thresholds(kind, result, held_out.prefixes[int(np.argmax(kls))])
+    _check_thresholds(kind, result, held_out, kls, agree, spread)
     return result
 
 
@@ -197,15 +195,41 @@ def _kl(expected: np.ndarray, ids: list[int], found: np.ndarray) -> float:
     return total
 
 
-def _check_thresholds(kind: str, result: dict[str, Any], worst: tuple[int, int]) -> None:
+def _loss(token: int, expected: np.ndarray, ids: list[int], found: np.ndarray) -> tuple[float, float]:
+    """Log-probability of `token` in the fp32 model and in the GGUF."""
+    import numpy as np
+
+    if token in ids:
+        return float(expected[token]), float(found[ids.index(token)])
+    left = len(expected) - len(ids)
+    rests = (1.0 - float(np.exp(side).sum()) for side in (expected[ids], found))
+    before, after = (math.log(max(rest, math.exp(_LOWEST)) / left) for rest in rests)
+    return before, after
+
+
+def _check_thresholds(
+    kind: str, result: dict[str, Any], held_out: HeldOut, kls: list[float], agree: list[bool], spread: list[float]
+) -> None:
+    def at(index: int) -> str:
+        sequence, length = held_out.prefixes[index]
+        return f"held-out sequence {sequence}, position {length}"
+
     if not result["kl"] <= result["max_kl"]:  # a NaN fails too
+        worst = max(range(len(kls)), key=kls.__getitem__)
         raise ParityError(
             f"{kind}: mean KL {result['kl']:.3g} nats is above proof.max_kl.{kind} = {result['max_kl']:g}; worst at "
-            f"held-out sequence {worst[0]}, position {worst[1]}: {result['kl_worst']:.3g}"
+            f"{at(worst)}: {result['kl_worst']:.3g}"
+        )
+    if result["max_logit"] is not None and not result["logit_difference"] <= result["max_logit"]:
+        first = next(i for i, value in enumerate(spread) if not value <= result["max_logit"])
+        raise ParityError(
+            f"{kind}: logits differ by {spread[first]:.3g} at {at(first)} (worst {result['logit_difference']:.3g}); "
+            f"proof.max_logit.{kind} is {result['max_logit']:g}"
         )
     if not result["top1"] >= result["min_top1"]:
         raise ParityError(
-            f"{kind}: top-1 agreement {result['top1']} is below proof.min_top1.{kind} = {result['min_top1']}"
+            f"{kind}: top-1 agreement {result['top1']} is below proof.min_top1.{kind} = {result['min_top1']}; first "
+            f"other token at {at(agree.index(False))}"
         )
 
 
@@ -237,11 +261,14 @@ def _gaps(reference: Reference, prompt: list[int], found: list[int], asked: int)
     return gaps
 
 
-def _difference(expected: list[int], found: list[int]) -> str:
+def _text_difference(expected: str, found: str) -> str:
     pairs = zip(expected, found, strict=False)
     position = next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(expected), len(found)))
-    near = slice(max(0, position - 2), position + 4)
-    return f"first difference at token {position}: transformers {expected[near]}, llama.cpp {found[near]}"
+    near = slice(max(0, position - 10), position + 20)
+    return (
+        f"first difference at character {position}: transformers {expected[near]!r}, llama.cpp {found[near]!r} "
+        f"(around character {near.start})"
+    )
 
 
 def _rounded(value: float) -> float:

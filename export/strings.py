@@ -1,16 +1,22 @@
 """Strings and conversations on which two tokenizers that are not the same should disagree.
 
 Prose hides a wrong pre-tokenizer (a wrong one gave 11 mismatches on an ordinary corpus). So most strings are made
-from the vocabulary itself: what a merge joins, set between digits, spaces and letters, is where splitting shows.
-Characters are those of Unicode 3.2 (a table every Python has): llama.cpp's tables end with Unicode 14, later
-characters are classed differently there.
+from the vocabulary itself: what a merge joins, set between digits, spaces and letters, is where splitting shows; others
+are runs of white space, digits of every script, special tokens and their fragments, and what is left of invalid UTF-8.
+Random characters are those of Unicode 3.2 (a table every Python has); `code_points` has all of them.
 """
 
 from __future__ import annotations
 
 import random
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+
+INVALID: tuple[bytes, ...] = (
+    b"\xff", b"a\x80b", b"\xc3", b"\xc3(", b"\xe2\x82", b"\xf0\x9f\x98", b"\xc0\xaf", b"\xed\xa0\x80",
+    b"\xf4\x90\x80\x80", b"\xfe\xfe\xff\xff", b"ok \xe4\xb8", b"\xf8\x88\x80\x80\x80",
+)  # fmt: skip
+"""No UTF-8: lone bytes, cut, overlong, a surrogate, beyond U+10FFFF. Both sides must refuse them."""
 
 FIXED: tuple[str, ...] = (
     "a", " ", "  ", "\n", "\n\n", "\t", "\r\n", " \n ", "   a", "a   ", "a \n  b", "\n a", " \t\n x", "a\u00a0b",
@@ -49,15 +55,39 @@ def conversations() -> list[list[dict[str, str]]]:
     return [[{"role": role, "content": content} for role, content in talk] for talk in CONVERSATIONS]
 
 
-def hard_strings(count: int, tokens: list[bytes], merges: list[tuple[bytes, bytes]], seed: int) -> list[str]:
-    """`count` strings: FIXED, then by turns from merges, from tokens and from Unicode. Always the same for one seed."""
-    makers = _generated(tokens, merges, random.Random(seed))
+def hard_strings(
+    count: int, tokens: list[bytes], merges: list[tuple[bytes, bytes]], special: list[str], seed: int
+) -> list[str]:
+    """`count` strings: FIXED, then by turns of every kind that the module names. Always the same for one seed."""
+    makers = _generated(tokens, merges, special, random.Random(seed))
     return [*FIXED, *(next(makers) for _ in range(count - len(FIXED)))][:count]
+
+
+def code_points() -> list[list[str]]:
+    """Every code point that Python's Unicode has assigned (private use beyond plane 0: the ends), 64 at a time."""
+    known = [
+        chr(code)
+        for code in range(0x20, 0x110000)
+        if (code < 0xF0000 or code & 0xFFFF < 16) and unicodedata.category(chr(code)) not in ("Cn", "Cs")
+    ]
+    return [known[start : start + 64] for start in range(0, len(known), 64)]
+
+
+def in_context(character: str) -> str:
+    """One character beside a letter, a digit, a mark and a space: over an adversarial vocabulary, the class that a
+    tokenizer gives it (letter, number, white space, other) decides which of these it is merged with. What Unicode
+    calls an other letter (three quarters of all) stands beside a letter and a digit alone."""
+    return f"a{character}1" if unicodedata.category(character) == "Lo" else f"a{character}1.{character} "
 
 
 def byte_level(token: str) -> bytes:
     """Bytes that a byte-level BPE entry stands for (GPT-2's table: Radford et al. 2019, `bytes_to_unicode`)."""
     return bytes(_BYTE_OF[character] for character in token)
+
+
+def byte_level_text(raw: bytes) -> str:
+    """How a byte-level BPE writes `raw`; undoes `byte_level`."""
+    return "".join(_CHARACTER_OF[byte] for byte in raw)
 
 
 def _byte_table() -> dict[str, int]:
@@ -67,9 +97,14 @@ def _byte_table() -> dict[str, int]:
 
 
 _BYTE_OF = _byte_table()
+_CHARACTER_OF = {byte: character for character, byte in _BYTE_OF.items()}
+_WHITE = " \t\n\r\x0b\x0c\x1c\x1f\x85\u00a0\u1680\u2000\u2003\u200a\u200b\u2028\u2029\u202f\u205f\u3000\ufeff"
+_DIGITS = "0123456789\u0660\u06f5\u0967\u0e51\uff13\u00b2\u00bd\u2155\u2163\u2460\u3007\u4e00\U0001d7d8"
 
 
-def _generated(tokens: list[bytes], merges: list[tuple[bytes, bytes]], rng: random.Random) -> Iterator[str]:
+def _generated(
+    tokens: list[bytes], merges: list[tuple[bytes, bytes]], special: Sequence[str], rng: random.Random
+) -> Iterator[str]:
     edges = [b"", b" ", b"  ", b"\n", b"0", b"7", b"42", b"a", b"Z", b"'s", b".", b" x", "\u00e9".encode()]
     while True:
         left, right = rng.choice(merges)
@@ -78,6 +113,23 @@ def _generated(tokens: list[bytes], merges: list[tuple[bytes, bytes]], rng: rand
         yield _text(other + left + right + rng.choice(edges) + left)
         yield _text(b"".join(rng.choices(tokens, k=rng.randint(2, 12))))
         yield "".join(_character(rng) for _ in range(rng.randint(1, 16)))
+        yield _mixed(rng, _WHITE, "a1.")
+        yield _mixed(rng, _DIGITS, "a .,-'")
+        yield _around_special(rng, special)
+        yield bytes(rng.choices(range(256), k=rng.randint(1, 12))).decode("utf-8", errors="replace")
+
+
+def _mixed(rng: random.Random, mostly: str, sometimes: str) -> str:
+    return "".join(rng.choice(mostly if rng.random() < 0.7 else sometimes) for _ in range(rng.randint(1, 12)))
+
+
+def _around_special(rng: random.Random, special: Sequence[str]) -> str:
+    """A special token, or one cut or twisted, between text and white space."""
+    token = rng.choice(special) if special else "<|none|>"
+    cut = rng.randrange(len(token))
+    made = rng.choice((token, token[:cut], token[cut:], token.swapcase(), token[:cut] + " " + token[cut:], token * 2))
+    around = ("", " ", "\n", "a", "7", "<", "|", "'s")
+    return rng.choice(around) + made + rng.choice(around)
 
 
 def _text(raw: bytes) -> str:

@@ -7,7 +7,7 @@ name is derived from the exact structure of tokenizer.json, and any other struct
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,15 @@ from export.huggingface import ExportError, read_json
 MAX_PADDING = 512
 """Rows of the embedding beyond the tokenizer that are taken for padding; more means the wrong tokenizer."""
 END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<end_of_turn>", "<|end|>")
+LLAMA3_REGEX = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+"""Llama 3's and SmolLM3's, character for character; llama.cpp calls it llama-bpe."""
 _ACCEPTED = (
     'accepted are "smollm" (Sequence of Digits(individual_digits=true) and ByteLevel(add_prefix_space=false, '
-    'use_regex=true)) and "gpt-2" (that ByteLevel alone); train the tokenizer with one of these'
+    'use_regex=true)), "gpt-2" (that ByteLevel alone) and "llama-bpe" (Split by Llama 3\'s regular expression, then '
+    "ByteLevel(use_regex=false)); train the tokenizer with one of these"
 )
 
 
@@ -41,9 +47,18 @@ def read_vocabulary(model: Path, rows: int) -> Vocabulary:
     Raises ExportError for a tokenizer that llama.cpp would not split text with in the same way, for more tokens than
     rows, and for a missing chat template.
     """
-    tokenizer = read_json(model / "tokenizer.json")
+    template = model / "chat_template.jinja"
+    if not template.is_file():
+        raise ExportError(f"chat_template.jinja is missing from {model}: a GGUF without one cannot be chatted with")
+    found = make_vocabulary(read_json(model / "tokenizer.json"), template.read_text(encoding="utf-8"), rows)
+    ids = {token: index for index, token in enumerate(found.tokens)}
+    return replace(found, special_ids=_special_ids(model, ids))
+
+
+def make_vocabulary(tokenizer: dict[str, Any], chat_template: str, rows: int | None = None) -> Vocabulary:
+    """Vocabulary of a parsed tokenizer.json, without special ids; `rows`: default is its number of entries."""
     pre = pre_tokenizer_name(tokenizer)
-    _check_model(tokenizer["model"])
+    _check_model(tokenizer["model"], ignore_merges=pre == "llama-bpe")
     _check_post_processor(tokenizer.get("post_processor"))
     tokens, types = _token_list(tokenizer, rows)
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in tokenizer["model"]["merges"]]
@@ -51,11 +66,7 @@ def read_vocabulary(model: Path, rows: int) -> Vocabulary:
         raise ExportError(
             "tokenizer.json has no merges, and llama.cpp refuses an empty list: train a larger vocabulary"
         )
-    template = model / "chat_template.jinja"
-    if not template.is_file():
-        raise ExportError(f"chat_template.jinja is missing from {model}: a GGUF without one cannot be chatted with")
-    ids = {token: index for index, token in enumerate(tokens)}
-    return Vocabulary(pre, tokens, types, merges, _special_ids(model, ids), template.read_text(encoding="utf-8"))
+    return Vocabulary(pre, tokens, types, merges, {}, chat_template)
 
 
 def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str:
@@ -66,7 +77,10 @@ def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str:
     parts = found.get("pretokenizers", []) if found.get("type") == "Sequence" else [found]
     kinds = [part.get("type") for part in parts]
     byte_level = bool(parts) and kinds[-1] == "ByteLevel"
-    plain = byte_level and not parts[-1].get("add_prefix_space", True) and parts[-1].get("use_regex", True)
+    byte_level = byte_level and not parts[-1].get("add_prefix_space", True)
+    plain = byte_level and parts[-1].get("use_regex", True)
+    if byte_level and not plain and kinds == ["Split", "ByteLevel"] and _is_llama3_split(parts[0]):
+        return "llama-bpe"
     if plain and kinds == ["ByteLevel"]:
         return "gpt-2"
     if plain and kinds == ["Digits", "ByteLevel"] and parts[0].get("individual_digits"):
@@ -74,10 +88,20 @@ def pre_tokenizer_name(tokenizer: dict[str, Any]) -> str:
     raise ExportError(f"llama.cpp has no name for the pre-tokenizer {_show(found)}; {_ACCEPTED}")
 
 
-def _check_model(model: dict[str, Any]) -> None:
+def _is_llama3_split(part: dict[str, Any]) -> bool:
+    same = part.get("pattern") == {"Regex": LLAMA3_REGEX} and part.get("behavior") == "Isolated"
+    return same and not part.get("invert")
+
+
+def _check_model(model: dict[str, Any], ignore_merges: bool) -> None:
     if model.get("type") != "BPE":
         raise ExportError(f"tokenizer model is {model.get('type')!r}; the export supports byte-level 'BPE' alone")
-    for field in ("byte_fallback", "ignore_merges", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
+    if bool(model.get("ignore_merges")) != ignore_merges:
+        raise ExportError(
+            f"the tokenizer has ignore_merges = {model.get('ignore_merges')!r}; with this pre-tokenizer llama.cpp "
+            f"always takes {ignore_merges}"
+        )
+    for field in ("byte_fallback", "dropout", "continuing_subword_prefix", "end_of_word_suffix"):
         if model.get(field):
             raise ExportError(
                 f"the tokenizer has {field} = {model[field]!r}, which llama.cpp would not follow: unset it"
@@ -87,6 +111,10 @@ def _check_model(model: dict[str, Any]) -> None:
 def _check_post_processor(found: dict[str, Any] | None) -> None:
     """transformers 5 writes a TemplateProcessing that adds nothing: that one, and ByteLevel's offsets, are harmless."""
     kind = (found or {}).get("type")
+    if found is not None and kind == "Sequence":
+        for part in found["processors"]:
+            _check_post_processor(part)
+        return
     if found is None or kind == "ByteLevel" or (kind == "TemplateProcessing" and not found.get("special_tokens")):
         return
     raise ExportError(
@@ -94,7 +122,7 @@ def _check_post_processor(found: dict[str, Any] | None) -> None:
     )
 
 
-def _token_list(tokenizer: dict[str, Any], rows: int) -> tuple[list[str], list[int]]:
+def _token_list(tokenizer: dict[str, Any], rows: int | None) -> tuple[list[str], list[int]]:
     from gguf import TokenType
 
     vocab: dict[str, int] = dict(tokenizer["model"]["vocab"])
@@ -106,6 +134,7 @@ def _token_list(tokenizer: dict[str, Any], rows: int) -> tuple[list[str], list[i
         vocab[added["content"]] = added["id"]
         kinds[added["content"]] = TokenType.CONTROL if added["special"] else TokenType.USER_DEFINED
     top = max(vocab.values()) + 1
+    rows = top if rows is None else rows
     if top > rows or rows - top >= MAX_PADDING:
         raise ExportError(
             f"vocabulary mismatch: the tokenizer has {top} entries, the embedding {rows} rows "

@@ -11,7 +11,7 @@ from acorn.report.markup import Html, figure, join, short, tag
 from acorn.report.read import Made, Run
 
 BOX_WIDTH, BOX_HEIGHT, LANE_HEIGHT, ROOM, GAP = 118.0, 62.0, 8.0, 50.0, 18.0
-FAMILIES = {"model": "model", "gguf": "result", "evaluation": "result", "transcript": "result"}
+FAMILIES = {"model": "model", "gguf": "result", "evaluation": "result", "transcript": "result", "release": "result"}
 """Kinds of artifact by what they are to a person; the others are data."""
 
 

@@ -70,6 +70,11 @@ def _proof(proof: Mapping[str, Any]) -> list[str]:
         words.append(
             f"llama.cpp splits {tokenizer['strings']:,} hard strings into the same tokens as the model's tokenizer. "
         )
+    if hostile := proof.get("adversary"):
+        words.append(
+            f"So it does over a vocabulary whose merges cross what the pre-tokenizer splits"
+            f"{f', with {count:,} code points' if (count := hostile['code_points']) else ''}. "
+        )
     if template := proof.get("template"):
         words.append(f"The chat template renders {template['conversations']} conversations alike. ")
     if positions := next((entry.get("positions") for entry in proof.get("types", {}).values()), None):

@@ -19,7 +19,8 @@ ALLOWED = {
     "distilabel": {"synth/distilabel.py", "synth/check.py", "synth/teacher.py"},
     "trl": {"posttrain/trl.py", "posttrain/check.py"},
     "lighteval": {"eval/lighteval.py", "eval/model.py", "eval/tasks.py", "eval/check.py"},
-    "gguf": {"export/gguf.py", "export/vocabulary.py"},
+    "gguf": {"export/gguf.py", "export/vocabulary.py", "export/blocks.py"},
+    "llama_cpp": {"export/quants.py"},
     "xllamacpp": {"export/llamacpp.py"},
     "wandb": {"acorn/tracking.py"},
 }

@@ -32,6 +32,7 @@ FILES = {
     "eval": ["results.json", "samples/base.jsonl", "logs/metrics.jsonl"],
     "gguf": ["model-f16.gguf", "model-q8_0.gguf", "parity.json", "logs/metrics.jsonl"],
     "answer": ["transcript.jsonl"],
+    "release": ["README.md", "Modelfile", "acorn-Q8_0.gguf", "model.safetensors", "evaluation.json", "SHA256SUMS"],
     "steps": ["train.jsonl", "test.jsonl", "logs/metrics.jsonl"],
     "prm": ["model.safetensors", "prm.json", "scores.jsonl", "logs/metrics.jsonl"],
     "think": ["results.json", "outcomes.jsonl", "completions.jsonl", "trees.jsonl", "logs/metrics.jsonl"],

@@ -11,7 +11,7 @@ import pytest
 
 from export.gguf import permute, write_gguf
 from export.huggingface import ExportError, Weights
-from export.vocabulary import pre_tokenizer_name, read_vocabulary
+from export.vocabulary import LLAMA3_REGEX, pre_tokenizer_name, read_vocabulary
 from tests.export.models import make_model
 
 
@@ -58,7 +58,7 @@ def test_matrices_are_quantised_and_norms_are_not(tiny_model: Path, tmp_path: Pa
     assert written.tensor_types == {"f32": 5, "q4_0": 14, "q8_0": 1}
     assert written.bytes == (tmp_path / "m.gguf").stat().st_size
     with Weights(tiny_model) as weights:
-        exact = weights.read("model.layers.0.mlp.up_proj.weight")
+        exact = weights.read("model.layers.0.mlp.up_proj.weight").numpy()
     error = np.abs(read_tensors(tmp_path / "m.gguf")["blk.0.ffn_up.weight"] - exact).max()
     assert 0 < error < np.abs(exact).max() / 4
 
@@ -108,12 +108,29 @@ def edited(model: Path, folder: Path, file: str, **changes: object) -> Path:
     return folder
 
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+
+
 @pytest.mark.parametrize(
     ("file", "changes", "message"),
     [
-        ("config.json", {"model_type": "qwen2"}, "model_type is 'qwen2'.*supports 'llama'"),
+        ("config.json", {"model_type": "qwen2"}, "model_type is 'qwen2'.*supports 'llama' and 'smollm3'"),
         ("config.json", {"hidden_act": "gelu"}, "hidden_act = 'gelu'"),
-        ("config.json", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "rope_type = 'yarn'"),
+        ("config.json", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "rope_type = 'dynamic'.*linear"),
+        ("config.json", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}}, "'yarn' without factor"),
+        ("config.json", {"rope_parameters": YARN | {"attention_factor": 2.0}}, "attention_factor = 2.0; llama.cpp"),
+        ("config.json", {"rope_parameters": YARN | {"mscale": 1.0}}, "rope mscale = 1.0"),
+        ("config.json", {"model_type": "smollm3", "no_rope_layers": [1, 0]}, r"no_rope_layers = \[1, 0\]; llama.cpp"),
+        ("config.json", {"model_type": "smollm3", "layer_types": ["sliding_attention"] * 2}, "sliding_attention"),
+        ("config.json", {"model_type": "smollm3", "rope_parameters": LLAMA3}, "does not apply to SmolLM3"),
+        ("config.json", {"partial_rotary_factor": 0.5}, "partial_rotary_factor = 0.5"),
         ("config.json", {"vocab_size": 100}, "vocabulary mismatch: the tokenizer has .* entries, the embedding 100"),
         ("config.json", {"num_hidden_layers": 3}, "'model.layers.2.* is missing"),
         ("config.json", {"intermediate_size": 64}, "has shape .* config.json says"),
@@ -139,18 +156,23 @@ def test_a_model_without_chat_template_is_refused(tiny_model: Path, tmp_path: Pa
 def test_a_pre_tokenizer_has_a_name_only_in_its_exact_structure() -> None:
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     digits = {"type": "Digits", "individual_digits": True}
+    split = {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False}
 
     def name(*parts: dict[str, object]) -> str:
         return pre_tokenizer_name({"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(parts)}})
 
     assert name(digits, byte_level) == "smollm"
     assert name(byte_level) == "gpt-2"
+    assert name(split, byte_level | {"use_regex": False}) == "llama-bpe"
     assert pre_tokenizer_name({"pre_tokenizer": byte_level}) == "gpt-2"
     for odd in (
         (byte_level, digits),
         (digits | {"individual_digits": False}, byte_level),
         (digits, byte_level | {"add_prefix_space": True}),
         (digits, byte_level | {"use_regex": False}),
+        (split | {"pattern": {"Regex": r"\p{L}+"}}, byte_level | {"use_regex": False}),
+        (split | {"behavior": "Removed"}, byte_level | {"use_regex": False}),
+        (split, byte_level),
         (),
     ):
         with pytest.raises(ExportError, match="no name for the pre-tokenizer"):

@@ -16,7 +16,9 @@ from export.parity import ParityError
 from export.reference import Reference
 from tests.export.models import make_model
 
-SMALL: dict[str, Any] = {"strings": 400, "documents": 8, "positions": 48, "window": 64, "greedy_prompts": 6}
+SMALL: dict[str, Any] = {
+    "strings": 400, "code_points": False, "documents": 8, "positions": 48, "window": 64, "greedy_prompts": 6,
+}  # fmt: skip
 
 
 def proof_of(gguf: Path, kind: str, model: Path, corpus: Path | None = None, **settings: Any) -> dict[str, Any]:
@@ -60,13 +62,24 @@ def test_kl_grows_as_bits_shrink(proofs: dict[str, Any]) -> None:
     assert kl["f32"] < 1e-7
     assert kl["f32"] < kl["f16"] < kl["q8_0"] < kl["q4_0"]
     assert kl["q8_0"] < 0.01
-    assert proofs["f32"]["types"]["f32"]["logprob_difference"] < 1e-3
+    assert proofs["f32"]["types"]["f32"]["logit_difference"] < 1e-4
+
+
+def test_perplexity_and_its_change_are_reported_for_every_type(proofs: dict[str, Any]) -> None:
+    found = {kind: proof["types"][kind] for kind, proof in proofs.items()}
+    before = {kind: each["perplexity"] - each["perplexity_delta"] for kind, each in found.items()}
+    assert before["q4_0"] == pytest.approx(before["f32"], rel=1e-5)
+    assert abs(found["f32"]["perplexity_delta"]) < 1e-3 * before["f32"]
+    assert abs(found["q4_0"]["perplexity_delta"]) > abs(found["f32"]["perplexity_delta"])
 
 
 def test_tokenizer_template_and_origin_are_in_the_proof(proofs: dict[str, Any]) -> None:
     proof = proofs["f16"]
     assert proof["tokenizer"] | {"tokens": 0} == {"strings": 400, "documents": 8, "tokens": 0, "equal": True}
     assert proof["template"] == {"conversations": 24, "equal": True}
+    hostile = proof["adversary"]
+    assert (hostile["strings"], hostile["code_points"], hostile["invalid_refused"]) == (400, 0, 12)
+    assert hostile["vocabulary"] > 4000
     assert (proof["pre_tokenizer"], proof["held_out"]) == ("smollm", "corpus")
 
 
@@ -103,6 +116,53 @@ def test_query_rows_in_the_wrong_order_fail(model: Path, tmp_path: Path) -> None
     other = perturbed(model, tmp_path / "other", name, lambda weight: permute(weight, 4))
     with pytest.raises(ParityError, match="mean KL"):
         proof_of(export(other, tmp_path / "m.gguf", "f32"), "f32", model)
+
+
+def test_an_f32_file_whose_logits_are_off_by_more_than_1e_4_fails_though_its_kl_passes(
+    model: Path, tmp_path: Path
+) -> None:
+    other = perturbed(model, tmp_path / "other", "model.layers.1.mlp.up_proj.weight", lambda weight: weight * 1.001)
+    with pytest.raises(
+        ParityError, match=r"f32: logits differ by .* at held-out sequence \d+, position \d+.*is 0\.0001"
+    ):
+        proof_of(export(other, tmp_path / "m.gguf", "f32"), "f32", model, max_kl={"f32": 1e-2})
+
+
+ROPES: dict[str, dict[str, Any]] = {
+    "linear": {"rope_type": "linear", "factor": 4.0},
+    "yarn": {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 32, "beta_fast": 16.0},
+    "llama3": {
+        "rope_type": "llama3",
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 32,
+    },
+}
+
+
+@pytest.mark.parametrize("scaling", ROPES)
+def test_every_rope_scaling_gives_the_logits_of_transformers(
+    scaling: str, tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    rope = {"rope_theta": 1000.0, **ROPES[scaling]}
+    scaled = make_model(tiny_tokenizer, tmp_path / "scaled", rope_parameters=rope)
+    settings = {"strings": 1, "positions": 24, "window": 128, "greedy_prompts": 1}
+    path = export(scaled, tmp_path / "m.gguf", "f32")
+    assert proof_of(path, "f32", scaled, **settings)["types"]["f32"]["logit_difference"] < 1e-4
+    plain = make_model(tiny_tokenizer, tmp_path / "plain", rope_parameters={"rope_theta": 1000.0})
+    with pytest.raises(ParityError, match=r"f32: (mean KL|logits differ)"):
+        proof_of(path, "f32", plain, **settings)
+
+
+def test_smollm3_leaves_rope_out_of_every_fourth_layer_as_transformers_does(
+    tiny_tokenizer: Path, tmp_path: Path
+) -> None:
+    made = make_model(tiny_tokenizer, tmp_path / "model", kind="smollm3", num_hidden_layers=5)
+    settings = {"strings": 1, "positions": 24, "window": 128, "greedy_prompts": 2}
+    found = proof_of(export(made, tmp_path / "m.gguf", "f32"), "f32", made, **settings)["types"]["f32"]
+    assert found["logit_difference"] < 1e-4
+    assert found["greedy"]["equal"] + found["greedy"]["ties"] == 2
 
 
 def test_different_greedy_tokens_fail_even_under_loose_thresholds(model: Path, tmp_path: Path) -> None:
@@ -145,11 +205,58 @@ def test_a_wrong_pre_tokenizer_fails_naming_the_string(crossing: Path, tmp_path:
         proof_of(export(wrong, tmp_path / "m.gguf", "f16"), "f16", crossing)
 
 
+def test_a_wrong_name_for_the_pre_tokenizer_fails_over_the_adversarial_vocabulary(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The model's own vocabulary has too few merges across boundaries to show it."""
+    from export import tokens, vocabulary
+
+    proof = GgufConfig.model_validate({"proof": SMALL}).proof
+    rows = json.loads((model / "config.json").read_text())["vocab_size"]
+    found = vocabulary.read_vocabulary(model, rows)
+    assert tokens.adversarial_parity(model, found, proof, 1)["equal"]
+    monkeypatch.setattr(vocabulary, "pre_tokenizer_name", lambda _: "gpt-2")
+    with pytest.raises(ParityError, match=r"adversarial vocabulary: string \d+, '.*': first difference at token \d+"):
+        tokens.adversarial_parity(model, found, proof, 1)
+
+
+def test_a_code_point_of_another_class_is_named(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from export import tokens, vocabulary
+
+    config = SMALL | {"strings": 1, "code_points": True}
+    proof = GgufConfig.model_validate({"proof": config}).proof
+    found = vocabulary.read_vocabulary(model, json.loads((model / "config.json").read_text())["vocab_size"])
+    monkeypatch.setattr(tokens, "code_points", lambda: [["b", "\u0e51", "!", "\u4e00", "\U0001d7d8"]])
+    assert tokens.adversarial_parity(model, found, proof, 1)["code_points"] == 5
+    monkeypatch.setattr(vocabulary, "pre_tokenizer_name", lambda _: "gpt-2")
+    monkeypatch.setattr(tokens, "hard_strings", lambda *_: ["a"])
+    with pytest.raises(ParityError, match=r"adversarial vocabulary: code point U\+0E51 in 'a.1"):
+        tokens.adversarial_parity(model, found, proof, 1)
+
+
+def test_every_assigned_code_point_is_among_the_strings() -> None:
+    from export.strings import code_points
+
+    points = {character for characters in code_points() for character in characters}
+    assert len(points) > 140_000
+    assert {" ", "a", "\u00df", "\u0e51", "\u3042", "\uac00", "\ud7a3", "\U0001f600", "\ue000", "\U00020000"} <= points
+    assert "\u0378" not in points  # unassigned
+
+
+def test_a_broken_tokenizer_in_the_file_fails_naming_the_string(model: Path, tmp_path: Path) -> None:
+    broken = shutil.copytree(model, tmp_path / "broken")
+    content = json.loads((broken / "tokenizer.json").read_text())
+    content["model"]["merges"].pop(40)
+    (broken / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(ParityError, match=r"tokenizer parity: string \d+, '.*': first difference at token \d+"):
+        proof_of(export(broken, tmp_path / "m.gguf", "f16"), "f16", model)
+
+
 def test_a_changed_chat_template_fails(model: Path, tmp_path: Path) -> None:
     wrong = shutil.copytree(model, tmp_path / "wrong")
     template = wrong / "chat_template.jinja"
     template.write_text(template.read_text().replace("<|im_start|>", "<|im_start|> "))
-    with pytest.raises(ParityError, match="template parity: conversation 0"):
+    with pytest.raises(ParityError, match=r"template parity: conversation 0.* first difference at character 12"):
         proof_of(export(wrong, tmp_path / "m.gguf", "f16"), "f16", model)
 
 

@@ -23,8 +23,10 @@ from export.stage import STAGES
 from tests.export.models import make_model
 from tests.jobs import make_job, run_here
 
-GGUF, ANSWER = STAGES
-SMALL: dict[str, Any] = {"strings": 200, "documents": 4, "positions": 24, "window": 48, "greedy_prompts": 2}
+GGUF, ANSWER = STAGES[:2]
+SMALL: dict[str, Any] = {
+    "strings": 200, "code_points": False, "documents": 4, "positions": 24, "window": 48, "greedy_prompts": 2,
+}  # fmt: skip
 QUESTION, REPLY = "What is 7+8?", "7+8=15\n\n#### 15"
 
 
@@ -68,6 +70,12 @@ def test_a_learned_answer_comes_back_and_stops_by_itself_from_every_type(
     assert metrics["export/f16/bytes"] == (out / "model-f16.gguf").stat().st_size
     assert 0 <= metrics["export/f16/kl"] < metrics["export/q8_0/kl"]
     assert 0.93 <= metrics["export/q8_0/top1"] <= 1
+    assert metrics["export/q8_0/tensors_q8_0"] == sheet["q8_0"]["tensor_types"]["q8_0"] == 15
+    assert {
+        "export/q8_0/load_seconds",
+        "export/q8_0/tokens_per_second",
+        "export/q8_0/perplexity_delta",
+    } <= metrics.keys()
     for kind in (None, "q8_0"):
         config = {"prompts": [QUESTION], "type": kind, "max_tokens": 40}
         folder, found = run_stage(ANSWER, tmp_path / f"answer-{kind}", config, {"gguf": out})
@@ -108,17 +116,19 @@ def test_a_failed_gate_raises_out_of_the_stage(learned: Path, tmp_path: Path) ->
     assert not (tmp_path / "gguf" / "out" / "parity.json").exists()
 
 
-def test_a_low_bit_export_alone_still_proves_the_conversion_at_f16(learned: Path, tmp_path: Path) -> None:
+def test_a_low_bit_export_alone_still_proves_the_conversion_at_f32(learned: Path, tmp_path: Path) -> None:
     out, metrics = run_stage(GGUF, tmp_path / "gguf", {"types": ["q5_0"], "proof": SMALL}, {"model": learned})
-    assert json.loads((out / "parity.json").read_text())["types"]["f16"]["kl"] < 1e-4
+    assert json.loads((out / "parity.json").read_text())["types"]["f32"]["logit_difference"] < 1e-4
     assert [path.name for path in sorted(out.glob("*.gguf"))] == ["model-q5_0.gguf"]
-    assert "export/f16/kl" not in metrics
+    assert "export/f32/kl" not in metrics
+    assert not list((tmp_path / "gguf" / "scratch").glob("*.gguf"))
 
 
 def test_thresholds_left_out_keep_their_defaults_and_enter_the_key() -> None:
     config = GgufConfig.model_validate({"proof": {"max_kl": {"q8_0": 0.5}}})
     assert config.proof.max_kl["q8_0"] == 0.5
-    assert config.model_dump()["proof"]["max_kl"]["f16"] == 1e-4
+    assert config.model_dump()["proof"]["max_kl"] == {"f32": 1e-6, "f16": 1e-4, "q8_0": 0.5}
+    assert GgufConfig().proof.max_logit == {"f32": 1e-4}
 
 
 @pytest.mark.parametrize("types", [["q8_1"], ["Q8_0"], [], ["f16", "f16"]])

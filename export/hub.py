@@ -1,0 +1,53 @@
+"""A release as a repository on the Hugging Face hub: one commit, so no order is needed; what the hub holds of large
+files already is not sent again. Afterwards the hub's own hashes are compared with SHA256SUMS."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from export.publish import PushError, read_sums
+from export.release import SUMS
+
+
+def push_to_hub(folder: Path, target: str, private: bool) -> str:
+    """Upload to `owner/name` or `owner/name@revision`, made if it is not there; returns its address.
+
+    Credentials are huggingface_hub's own (`hf auth login`, or HF_TOKEN). Raises PushError for a file that differs.
+    """
+    from huggingface_hub import HfApi
+
+    repo, _, revision = target.strip("/").partition("@")
+    if repo.count("/") != 1:
+        raise PushError(f"hf://{target} names no repository: write hf://owner/name, or hf://owner/name@revision")
+    api = HfApi()
+    api.create_repo(repo, private=private, exist_ok=True)
+    if revision:
+        api.create_branch(repo, branch=revision, exist_ok=True)
+    names = [*read_sums(folder), SUMS]
+    commit = api.upload_folder(
+        repo_id=repo,
+        folder_path=folder,
+        revision=revision or None,
+        allow_patterns=names,
+        commit_message="Release, with its proof of parity",
+    )
+    _verify(folder, names, {entry.path: entry for entry in api.get_paths_info(repo, names, revision=commit.oid)})
+    return f"https://huggingface.co/{repo}/tree/{commit.oid}"
+
+
+def _verify(folder: Path, names: list[str], there: dict) -> None:
+    sums = read_sums(folder)
+    for name in names:
+        entry = there.get(name)
+        raw = None if name in sums and entry is not None and entry.lfs else (folder / name).read_bytes()
+        if entry is None:
+            raise PushError(f"the hub does not list {name}; push again")
+        same = entry.lfs.sha256 == sums[name] if raw is None else entry.blob_id == _git_blob(raw)
+        if not same:
+            raise PushError(f"{name} on the hub is not what was sent; push again")
+
+
+def _git_blob(raw: bytes) -> str:
+    """What git calls a file of these bytes."""
+    return hashlib.sha1(b"blob %d\0" % len(raw) + raw, usedforsecurity=False).hexdigest()
