@@ -9,7 +9,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from acorn.stage import Execution, Identity
+from acorn.stage import Identity, Launched
 from search.options import Method
 
 
@@ -73,8 +73,8 @@ class SearchConfig(Identity):
         return self
 
 
-class SearchExecution(Execution):
-    """How it runs."""
+class SearchExecution(Launched):
+    """How it runs. Each process has a model of its own and every n-th problem."""
 
     batch_size: int = Field(16, ge=1)
     """Problems that advance together; each has up to its method's `n` sequences in the batch."""

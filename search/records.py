@@ -104,37 +104,53 @@ def write(path: Path, rows: Iterable[Any]) -> None:
 class Journal:
     """Finished problems of a job, one line each, on disk before the next is counted as finished.
 
-    A line cut short by a kill is dropped when the journal is opened again.
+    Every process of a job writes its own file in `folder` and reads those of all, also of an attempt with another
+    number of processes. A line of its own that was cut short by a kill is dropped when the journal is opened again.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.offsets: dict[tuple[str, int, str], int] = {}
-        """(run, seed, problem) -> where its line starts."""
-        whole = 0
-        if path.exists():
-            with path.open("rb") as file:
-                for line in file:
-                    if not line.endswith(b"\n"):
-                        break
-                    self._note(json.loads(line), whole)
-                    whole += len(line)
-            os.truncate(path, whole)
-        self._file = path.open("a+b")
+    def __init__(self, folder: Path, rank: int = 0) -> None:
+        self.places: dict[tuple[str, int, str], tuple[Path, int]] = {}
+        """(run, seed, problem) -> the file that has its line, and where that starts."""
+        self._folder = folder
+        self._own = folder / f"problems-{rank}.jsonl"
+        if self._own.exists():
+            os.truncate(self._own, self._read(self._own))
+        self._file = self._own.open("ab")
+        self.read_others()
+
+    def read_others(self) -> None:
+        """Take in what the other processes have finished by now."""
+        for path in sorted(self._folder.glob("problems-*.jsonl")):
+            if path != self._own:
+                self._read(path)
 
     def add(self, row: dict[str, Any]) -> None:
         start = self._file.seek(0, os.SEEK_END)
         self._file.write(json.dumps(row, ensure_ascii=False).encode() + b"\n")
         self._file.flush()
         os.fsync(self._file.fileno())
-        self._note(row, start)
+        self._note(row, self._own, start)
 
     def get(self, run: str, seed: int, problem: str) -> dict[str, Any]:
-        self._file.seek(self.offsets[run, seed, problem])
-        row: dict[str, Any] = json.loads(self._file.readline())
+        path, start = self.places[run, seed, problem]
+        with path.open("rb") as file:
+            file.seek(start)
+            row: dict[str, Any] = json.loads(file.readline())
         return row
 
     def close(self) -> None:
         self._file.close()
 
-    def _note(self, row: dict[str, Any], start: int) -> None:
-        self.offsets[row["run"], row["seed"], row["id"]] = start
+    def _read(self, path: Path) -> int:
+        """Note the whole lines of a file; where the last of them ends."""
+        whole = 0
+        with path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self._note(json.loads(line), path, whole)
+                whole += len(line)
+        return whole
+
+    def _note(self, row: dict[str, Any], path: Path, start: int) -> None:
+        self.places[row["run"], row["seed"], row["id"]] = path, start

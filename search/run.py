@@ -1,15 +1,18 @@
 """The `search` stage: methods on the problems of a corpus; completions, trees, outcomes and figures out.
 
 All votes at all n come from one sampling of the largest n per problem and seed; every other method searches at each n.
-A problem that is finished is on disk before it counts, so a killed search goes on after it and leaves the same bytes.
+A problem that is finished is on disk before it counts, so a killed search goes on after it and leaves the same bytes,
+as do several processes, each with its share of the problems.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
+from datetime import timedelta
 from importlib.metadata import version
 from itertools import product
 from pathlib import Path
@@ -63,6 +66,8 @@ class _Bench:
     journal: Journal
     tracker: Tracker
     batch_size: int
+    rank: int
+    world_size: int
 
 
 def run(job: Job) -> dict[str, float]:
@@ -83,20 +88,43 @@ def run(job: Job) -> dict[str, float]:
             check(METHODS[method.name], method, "prm" in job.inputs, setup)
         prompts = [encode(tokenizer, row["question"], config.format, config.system_prompt) for row in problems]
         engine, verifier = load_models(
-            job.inputs["model"], job.inputs.get("prm"), tokenizer, config.step_delimiter, job.device(), config.dtype
+            job.inputs["model"], job.inputs.get("prm"), tokenizer, config.step_delimiter, device_of(job), config.dtype
         )
         check_room(prompts, engine.context)
         _check_verifier_room(verifier, prompts, config)
-        journal = Journal(job.scratch / "problems.jsonl")
-        with job.track(resume_step=len(journal.offsets) or None) as tracker:
-            bench = _Bench(
-                config, engine, verifier, setup, problems, prompts, journal, tracker, job.execution.batch_size
-            )
+        journal = Journal(job.scratch, job.rank)
+        with job.track(resume_step=len(journal.places) or None) as tracker:
+            size, ranks = job.execution.batch_size, (job.rank, job.world_size)
+            bench = _Bench(config, engine, verifier, setup, problems, prompts, journal, tracker, size, *ranks)
             for one in runs:
                 _search(bench, one)
-            metrics = _publish(bench, runs, job.out)
+            _wait_for_all(job)
+            journal.read_others()
+            metrics = _publish(bench, runs, job.out) if job.rank == 0 else {}
             journal.close()
             return metrics
+
+
+def device_of(job: Job) -> str:
+    """The job's device; of several GPUs this process's own becomes the current one."""
+    device = job.device()
+    if device == "cuda":
+        import torch
+
+        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+    return device
+
+
+def _wait_for_all(job: Job) -> None:
+    """Until every process has written down its problems."""
+    if job.world_size == 1:
+        return
+    from torch import distributed
+
+    # Only now, and for as long as it takes: the shares differ, and a process that fails ends the others by itself.
+    distributed.init_process_group("gloo", timeout=timedelta(days=30))
+    distributed.barrier()
+    distributed.destroy_process_group()
 
 
 def plan(config: SearchConfig, has_prm: bool) -> list[Run]:
@@ -159,14 +187,15 @@ def _search(bench: _Bench, run: Run) -> None:
     seeds = _drawn_seeds(bench.config, run)
     todo = [
         (seed, index)
-        for seed, index in product(seeds, range(len(bench.problems)))
-        if (run.name, seed, bench.problems[index]["id"]) not in bench.journal.offsets
+        for place, (seed, index) in enumerate(product(seeds, range(len(bench.problems))))
+        if place % bench.world_size == bench.rank
+        and (run.name, seed, bench.problems[index]["id"]) not in bench.journal.places
     ]
     if not todo:
         return
     before, started = bench.engine.usage(), time.monotonic()
-    bar = tqdm(total=len(seeds) * len(bench.problems), initial=len(seeds) * len(bench.problems) - len(todo))
-    bar.set_description(run.name)
+    share = len(range(bench.rank, len(seeds) * len(bench.problems), bench.world_size))
+    bar = tqdm(total=share, initial=share - len(todo), desc=run.name, disable=bench.rank > 0)
 
     def done(place: int, outcome: Outcome) -> None:
         seed, index = todo[place]
@@ -188,7 +217,7 @@ def _search(bench: _Bench, run: Run) -> None:
     used = bench.engine.usage() - before
     seconds = {f"search/{run.name}/seconds": round(time.monotonic() - started, 3)}
     counts = {f"search/{run.name}/{name}_tokens": float(count) for name, count in asdict(used).items()}
-    bench.tracker.log(seconds | counts, step=len(bench.journal.offsets))
+    bench.tracker.log(seconds | counts, step=len(bench.journal.places))
 
 
 def _drawn_seeds(config: SearchConfig, run: Run) -> tuple[int, ...]:

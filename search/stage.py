@@ -14,6 +14,7 @@ SEARCH = Stage(
     inputs={"corpus": "corpus", "model": "model", "prm?": "prm"},
     output="search",
     run="search.run:run",
+    launcher="torchrun",
     imports_torch=True,
     check="search.check:check",
 )

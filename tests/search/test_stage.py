@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from acorn.launch import Processes
 from acorn.stage import Job
 from search.check import check
 from search.config import SearchConfig, SearchExecution
@@ -52,7 +54,7 @@ def searched(inputs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) 
 
 
 def published(done: Job) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(done.out.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(done.out.iterdir()) if path.is_file()}
 
 
 def test_the_artifact_holds_what_was_asked(searched: Job) -> None:
@@ -90,11 +92,11 @@ def test_a_killed_search_goes_on_after_the_last_finished_problem(
     searched: Job, inputs: dict[str, Path], tmp_path: Path
 ) -> None:
     again = job(tmp_path, inputs, 2)
-    lines = (searched.scratch / "problems.jsonl").read_bytes().splitlines(keepends=True)
+    lines = (searched.scratch / "problems-0.jsonl").read_bytes().splitlines(keepends=True)
     told = json.loads(lines[0])
     told["candidates"][0]["text"] = "from the first attempt"
     first = json.dumps(told, ensure_ascii=False).encode() + b"\n"
-    (again.scratch / "problems.jsonl").write_bytes(first + b"".join(lines[1:7]) + lines[7][:40])
+    (again.scratch / "problems-0.jsonl").write_bytes(first + b"".join(lines[1:7]) + lines[7][:40])
     run_here(SEARCH, again)
     before, after = published(searched), published(again)
     assert after["completions.jsonl"].count(b"from the first attempt") == 1
@@ -103,6 +105,22 @@ def test_a_killed_search_goes_on_after_the_last_finished_problem(
         a != b for a, b in zip(*(files["completions.jsonl"].splitlines() for files in (before, after)), strict=True)
     ]
     assert changed.count(True) == 1
+
+
+def test_two_processes_share_the_problems_and_leave_the_same_bytes(
+    searched: Job, inputs: dict[str, Path], tmp_path: Path
+) -> None:
+    both = make_job(SEARCH, tmp_path, CONFIG, {"device": "cpu", "processes": 2}, inputs)
+    # One problem was finished by an attempt with more processes.
+    line = (searched.scratch / "problems-0.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (both.scratch / "problems-5.jsonl").write_bytes(line)
+    description = {field.name: getattr(both, field.name) for field in fields(both)}
+    description |= {name: getattr(both, name).model_dump(mode="json") for name in ("config", "execution")}
+    Processes(tmp_path).run(SEARCH, "search", both.execution, json.loads(json.dumps(description, default=str)))
+    shares = [len((both.scratch / f"problems-{rank}.jsonl").read_bytes().splitlines()) for rank in range(2)]
+    assert min(shares) > 1 and sum(shares) + 1 == len(list(read(searched.scratch / "problems-0.jsonl")))
+    after, before = published(both), published(searched)
+    assert {name: after[name] for name in FILES} == before
 
 
 def test_without_a_prm_only_votes_are_taken(inputs: dict[str, Path], tmp_path: Path) -> None:
