@@ -102,7 +102,7 @@ def search(
         }
         short = {(item.task, item.id) for place, item in enumerate(items) if not counts[place]}
         models[role] = {
-            task: _scores(outcome, {identity for name, identity in dirty if name == task})
+            task: _scores(outcome, {identity for name, identity in dirty if name == task} if learned else None)
             | {"too_short": sum(name == task for name, _ in short)}
             for task, outcome in outcomes.items()
         }
@@ -135,11 +135,13 @@ def _told(ancestor: Ancestor, items: Sequence[Item], row: list[int] | None, over
     }
 
 
-def _scores(outcome: Any, dirty: set[str]) -> dict[str, Any]:
+def _scores(outcome: Any, dirty: set[str] | None) -> dict[str, Any]:
     """Each metric over all items, without the overlapping ones, and over those alone; null where there are none, or
-    where the metric is no mean over items."""
+    where the metric is no mean over items. `dirty` None: nothing that the model learned from is known."""
     table = by_metric(outcome.samples)
     asked = {str(sample["id"]) for sample in outcome.samples}
+    if dirty is None:
+        return {"items": len(asked), "overlapping": None, "metrics": {}}
     metrics = {}
     for name, metric in outcome.metrics.items():
         found = table.get(name, {})
@@ -158,6 +160,8 @@ def final_metrics(figures: Mapping[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for role, tasks in figures["models"].items():
         for task, told in tasks.items():
+            if told["overlapping"] is None:
+                continue
             at = f"contamination/{role}/{task}"
             found[f"{at}/overlapping"] = told["overlapping"] / max(1, told["items"])
             for name, scores in told["metrics"].items():
