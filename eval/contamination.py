@@ -155,6 +155,27 @@ def _scores(outcome: Any, dirty: set[str] | None) -> dict[str, Any]:
     return {"items": len(asked), "overlapping": len(asked & dirty), "metrics": metrics}
 
 
+def show(out: Path) -> None:
+    """Print a line for each model and task with overlapping items, and what could not be searched."""
+    file = out / "contamination.json"
+    if not file.exists():
+        return
+    figures = json.loads(file.read_text(encoding="utf-8"))
+    for one in figures["ancestors"]:
+        if not one["searched"]:
+            print(f"contamination: {one['kind']} {one['digest']} ({one['stage']}) is not here: pull it with --lineage")
+    for role, tasks in figures["models"].items():
+        for task, told in tasks.items():
+            if told["overlapping"]:
+                parts = [
+                    f"{name} {scores['all']:.3f}, without them {scores['without']:.3f}"
+                    for name, scores in list(told["metrics"].items())[:1]
+                    if scores["without"] is not None
+                ]
+                head = f"contamination: {role} learned from text that overlaps {told['overlapping']} of {told['items']}"
+                print(": ".join([f"{head} items of {task}", *parts]))
+
+
 def final_metrics(figures: Mapping[str, Any]) -> dict[str, float]:
     """`contamination/<role>/<task>/overlapping`: share of the items; `.../<metric>_without`: others' score."""
     found: dict[str, float] = {}

@@ -22,6 +22,7 @@ from lighteval.metrics.metrics_sample import LoglikelihoodAcc
 from lighteval.metrics.normalizations import LogProbCharNorm
 from lighteval.metrics.utils.metric_utils import SampleLevelMetric
 from lighteval.tasks.lighteval_task import LightevalTask, LightevalTaskConfig
+from lighteval.tasks.prompt_manager import FewShotSampler
 from lighteval.tasks.registry import Registry
 from lighteval.tasks.requests import Doc, SamplingMethod
 
@@ -66,6 +67,28 @@ def datasets_cache(folder: Path | None) -> Iterator[None]:
     place = folder / "datasets" if folder else datasets.config.HF_DATASETS_CACHE
     with patch.object(datasets.config, "HF_DATASETS_CACHE", place):
         yield
+
+
+@contextmanager
+def examples_of_others() -> Iterator[None]:
+    """Inside, no item is its own example where examples come from the split that is asked.
+
+    lighteval 0.13 means to leave the item out, but compares it, already filled in, with a fresh copy: never equal.
+    """
+    original = FewShotSampler.sample_fewshot_examples
+
+    def sample(self: Any, num_fewshot: int, *arguments: Any, formatted_doc: Any = None, **more: Any) -> list[Any]:
+        if not num_fewshot or not _asks_its_examples(self.task):
+            return list(original(self, num_fewshot, *arguments, formatted_doc=formatted_doc, **more))
+        found = original(self, num_fewshot + 1, *arguments, formatted_doc=formatted_doc, **more)
+        return [one for one in found if one.query != formatted_doc.query][:num_fewshot]
+
+    with patch.object(FewShotSampler, "sample_fewshot_examples", sample):
+        yield
+
+
+def _asks_its_examples(task: Any) -> bool:
+    return task.fewshot_split in (None, *task.evaluation_split)
 
 
 def as_module(configs: Iterable[Any]) -> ModuleType:
@@ -176,9 +199,10 @@ def _looked_through(config: Any, options: EvaluateConfig) -> dict[str, Any]:
         raise ValueError(f"task {config.full_name}: the split {needed[0]} of its data ({where}) has no row to ask")
     if config.num_fewshots:
         shots = _built(task.fewshot_docs, config, task.dataset[needed[-1]].column_names, where)
-        if len(shots) < config.num_fewshots:
+        least = config.num_fewshots + _asks_its_examples(task)
+        if len(shots) < least:
             raise ValueError(
-                f"task {config.full_name} takes {config.num_fewshots} examples, but {where} has {len(shots)}"
+                f"task {config.full_name} needs {least} rows for its examples, but {where} has {len(shots)}"
             )
     return {
         "made_by": "template" if config.name in options.templates else "lighteval",

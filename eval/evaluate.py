@@ -56,6 +56,7 @@ def run(job: Job) -> dict[str, float]:
         tracker.log(overlap)
     write(job.out, results, _tasks(results, rows, ready), _protocol(job, models))
     show(results)
+    contamination.show(job.out)
     return final_metrics(results) | overlap
 
 

@@ -25,7 +25,7 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 
 from acorn.problems import WordProblem, as_prompt, is_correct
 from eval.config import ACORN_TASKS, PLAIN_STOP, PROBLEMS, PROSE, EvaluateConfig
-from eval.data import as_module, datasets_cache
+from eval.data import as_module, datasets_cache, examples_of_others
 from eval.lighteval import only_custom_tasks
 from eval.model import VERBATIM, ArtifactModel
 from eval.results import Metric, Outcome, Sample
@@ -137,7 +137,7 @@ def run_task(
     """
     local = all(Path(one.hf_repo).is_dir() for one in configs)
     torch.manual_seed(config.seed)
-    with only_custom_tasks(), datasets_cache(folder if local else None):
+    with only_custom_tasks(), examples_of_others(), datasets_cache(folder if local else None):
         pipeline = Pipeline(
             tasks=task,
             pipeline_parameters=PipelineParameters(
