@@ -187,19 +187,22 @@ class EvaluateConfig(Identity):
 class EvaluateExecution(Launched):
     """How it runs. Several processes share the batches of each task."""
 
-    processes: int | None = Field(1, ge=1)
-    """null: the GPUs present."""
     batch_size: int | None = Field(None, ge=1)
     """Sequences at once in each process; default: what fits in memory (a part of 1 GiB on a CPU, lighteval's probing on
     a GPU)."""
     model_parallel: bool = False
     """Spread one model over all GPUs of the machine, in one process; for models larger than one GPU."""
 
-    @model_validator(mode="after")
-    def _one_process_spreads_the_model(self) -> EvaluateExecution:
-        if self.model_parallel and self.processes != 1:
-            raise ValueError(f"model_parallel is for one process, processes is {self.processes}: leave one of them out")
-        return self
+    @model_validator(mode="before")
+    @classmethod
+    def _one_process_spreads_the_model(cls, data: Any) -> Any:
+        if not isinstance(data, dict) or not data.get("model_parallel"):
+            return data
+        if (data.get("processes") or 1) > 1:
+            raise ValueError(
+                f"model_parallel is for one process, processes is {data['processes']}: leave one of them out"
+            )
+        return {**data, "processes": 1}
 
 
 class Demand(Identity):
