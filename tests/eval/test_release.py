@@ -11,7 +11,8 @@ import pytest
 from acorn import commands
 from acorn.launch import StepFailed
 from acorn.recipe import load_recipe
-from acorn.run import run_recipe
+from acorn.resolve import resolve
+from acorn.run import describe_job, run_recipe
 from registry import Artifact, Registry, RegistryError, Spec
 from tests.eval.worlds import TASK, evaluation
 
@@ -93,3 +94,17 @@ def test_artifacts_diff_of_two_evaluations_shows_the_flips(tmp_path: Path, capsy
     found = json.loads(capsys.readouterr().out)
     assert found["config.name"] == ["one", "two"]
     assert found["inside"]["m"][TASK]["exact_match"]["lost"] == ["p1"]
+
+
+def test_what_waits_behind_a_gate_sees_only_that_it_was_passed(tmp_path: Path) -> None:
+    world = World(tmp_path)
+    world.add("first", [True] * 6)
+    world.release(at_least=0.5)
+    model, gate = world.registry.get("model"), world.registry.get("r/gate")
+    path = tmp_path / "export.yaml"
+    path.write_text('name: e\nsteps: {gguf: {stage: gguf, inputs: {model: "@model", gate: "@r/gate"}}}\n')
+    recipe = load_recipe(path)
+    found = resolve(recipe.steps["gguf"], {"model": model, "gate": gate}, world.registry)
+    description = describe_job(recipe, found, tmp_path / "out", tmp_path / "scratch", "g")
+    assert set(description["inputs"]) == set(description["digests"]) == {"model"}
+    assert found.key != resolve(recipe.steps["gguf"], {"model": model}, world.registry).key
