@@ -26,6 +26,7 @@ from acorn.plan import plan as make_plan
 from acorn.recipe import Fault, Recipe, RecipeError, load_recipe, nearest
 from acorn.resolve import MissingInput
 from acorn.run import StepEvent, run_recipe
+from acorn.stages import stages
 from registry import Registry, RegistryError
 
 console = Console(stderr=True, highlight=False)
@@ -229,7 +230,7 @@ def artifacts(options: Namespace) -> int:
         case "lineage":
             out.print(tables.artifacts(registry.lineage(registry.get(options.name).key), registry.refs()))
         case "diff":
-            out.print_json(json.dumps(registry.diff(options.name, options.other), default=str))
+            _diff(registry, options.name, options.other, out)
         case "tag":
             registry.tag(options.tag, registry.get(options.name).key)
         case "untag":
@@ -244,6 +245,17 @@ def artifacts(options: Namespace) -> int:
         case "pull":
             out.print(registry.pull(options.name, options.url, lineage=options.lineage).key)
     return 0
+
+
+def _diff(registry: Registry, name: str, other: str, out: Console) -> None:
+    """What differs in the manifests; and, where their stage knows more, inside (as JSON, and as a table for people)."""
+    found: dict[str, Any] = dict(registry.diff(name, other))
+    left, right = registry.get(name), registry.get(other)
+    made_by = stages().get(left.manifest.stage)
+    if made_by and made_by.diff and right.manifest.stage == left.manifest.stage:
+        found["inside"], table = made_by.load(made_by.diff)(left.path, right.path)
+        console.print(table)
+    out.print_json(json.dumps(found, default=str))
 
 
 def _verify(registry: Registry, names: list[str], out: Console) -> int:

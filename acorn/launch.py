@@ -217,7 +217,11 @@ def environment(execution: Any, home: Path) -> dict[str, str]:
         environ.setdefault("TQDM_MININTERVAL", "15")  # seconds: a log file wants a line now and then
     if execution.device == "cpu":
         environ["CUDA_VISIBLE_DEVICES"] = ""
-    elif getattr(execution, "processes", None) == 1 and gpu_count() > 1:  # else Trainer wraps it in nn.DataParallel
+    elif (
+        getattr(execution, "processes", None) == 1
+        and not getattr(execution, "model_parallel", False)
+        and gpu_count() > 1
+    ):  # else Trainer wraps it in nn.DataParallel
         environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return environ
 

@@ -18,7 +18,7 @@ from yaml import YAMLError
 
 from acorn.dial import CannotTurn, turn_dials
 from acorn.positions import MalformedYaml, Positions, load_yaml, parse_yaml
-from acorn.stage import Execution, Identity, Stage
+from acorn.stage import GATE, Execution, Identity, Stage
 from acorn.stages import stages
 
 TOP_KEYS = ("name", "extends", "execution", "steps")
@@ -267,22 +267,39 @@ class _Checker:
             if not role.endswith("?") and role not in step.inputs:
                 self.fault(at, f"stage '{step.stage.name}' needs input '{role}' (a step that makes a {roles[role]})")
         for role, source in step.inputs.items():
-            kind = roles.get(role, step.stage.more)
-            if kind is None:
+            kinds = step.stage.kinds_of(role)
+            if not kinds:
                 self.fault((*at, role), f"stage '{step.stage.name}' has no such input{nearest(role, roles)}")
             elif source.startswith("@"):
-                continue
+                if source.endswith("?") and role in step.stage.inputs:
+                    self.fault(
+                        (*at, role), f"stage '{step.stage.name}' cannot do without '{role}': write {source[:-1]}"
+                    )
             elif source not in declared:
                 self.fault((*at, role), f"no step '{source}'{nearest(source, declared)}")
-            elif source in built and built[source].stage.output != kind:
+            elif source in built and built[source].stage.output not in kinds:
                 made = built[source].stage.output
-                fitting = [name for name, other in built.items() if other.stage.output == kind]
+                fitting = [name for name, other in built.items() if other.stage.output in kinds]
                 hint = f"; steps that make one: {', '.join(fitting)}" if fitting else ""
-                self.fault((*at, role), f"needs a {kind}, but step '{source}' makes a {made}{hint}")
+                self.fault((*at, role), f"needs a {' or '.join(kinds)}, but step '{source}' makes a {made}{hint}")
+        self.gate(step, built)
         if step.stage.check_roles:
             for problem in step.stage.load(step.stage.check_roles)(step.identity, step.inputs):
                 parts = [int(part) if part.isdigit() else part for part in problem.field.split(".")]
                 self.fault(("steps", step.name, *parts), problem.message)
+
+    def gate(self, step: Step, built: Mapping[str, Step]) -> None:
+        """A gate must have judged something that the step takes: one of another model would let anything pass."""
+        gate = built.get(step.inputs.get(GATE, ""))
+        if gate is None or gate.stage.output != GATE:
+            return
+        judged = gate.inputs.get("model")
+        if judged not in [source for role, source in step.inputs.items() if role != GATE]:
+            taken = ", ".join(source for role, source in step.inputs.items() if role != GATE)
+            self.fault(
+                ("steps", step.name, "inputs", GATE),
+                f"gate '{gate.name}' judges '{judged}', but this step takes {taken}: give it a gate of its own model",
+            )
 
     def order(self, steps: Mapping[str, Any]) -> list[str]:
         """Names of the steps in an order that can run; a cycle is a fault, also among steps that have others."""

@@ -11,8 +11,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from acorn.recipe import Recipe, Step
-from acorn.stage import SourceMark
-from registry import Artifact, Registry, Spec
+from acorn.stage import GATE, Ancestor, SourceMark
+from registry import Artifact, Manifest, Registry, Spec
 
 _LOCAL = re.compile(r"^(/|\./|\.\./|~)|\.(txt|md|jsonl|json|gz|parquet|jinja|csv)$")
 
@@ -27,6 +27,7 @@ class Resolved:
 
     step: Step
     spec: Spec
+    ancestors: tuple[Ancestor, ...] = ()
 
     @property
     def key(self) -> str:
@@ -36,16 +37,60 @@ class Resolved:
 def resolve(step: Step, inputs: dict[str, Artifact], registry: Registry) -> Resolved:
     """The build spec of `step` given its input artifacts. Raises MissingInput for a local source that is absent."""
     config, sources = canonical_identity(step.identity, registry.source_digest)
+    ancestors, found = find_ancestors(step.identity.ancestor_kinds, inputs, registry)
     spec = Spec(
         stage=step.stage.name,
         version=step.stage.version,
         kind=step.stage.output,
         config=config,
         execution=step.execution.model_dump(mode="json"),
-        inputs=inputs,
+        inputs={**inputs, **found},
         sources=sources,
     )
-    return Resolved(step, spec)
+    return Resolved(step, spec, ancestors)
+
+
+def find_ancestors(
+    kinds: tuple[str, ...], inputs: dict[str, Artifact], registry: Registry
+) -> tuple[tuple[Ancestor, ...], dict[str, Artifact]]:
+    """What the inputs were made from, as far as it is of these kinds; and those that are here as inputs of the step,
+    under a role that names their digest: an equal rebuild changes no key."""
+    if not kinds:
+        return (), {}
+    origins: dict[str, tuple[str, str, str]] = {}
+    roles: dict[str, set[str]] = {}
+    made_into: dict[str, set[str]] = {}
+    for role, artifact in inputs.items():
+        for child, parent in _descent(artifact.manifest, registry):
+            if parent.kind in kinds:
+                found = (parent.kind, parent.stage, parent.key)
+                origins[parent.digest] = min(origins.get(parent.digest, found), found)
+                roles.setdefault(parent.digest, set()).add(role)
+                made_into.setdefault(parent.digest, set()).add(child.kind)
+    here = {digest: registry.find(key) for digest, (_, _, key) in sorted(origins.items())}
+    ancestors = tuple(
+        Ancestor(
+            *(*origins[digest][:2], digest, one.path if one else None),
+            *(tuple(sorted(roles[digest])), tuple(sorted(made_into[digest]))),
+        )
+        for digest, one in here.items()
+    )
+    return ancestors, {f"ancestor {digest[:16]}": one for digest, one in here.items() if one}
+
+
+def _descent(artifact: Manifest, registry: Registry) -> Iterator[tuple[Manifest, Manifest]]:
+    """Every (artifact, one of its inputs) in a lineage. A gate lets something pass, it passes nothing on."""
+    known = {artifact.key: artifact}
+    waiting = [artifact]
+    while waiting:
+        child = waiting.pop()
+        for role, entry in child.inputs.items():
+            if role == GATE:
+                continue
+            if entry.key not in known:
+                known[entry.key] = registry.manifest(entry.key)
+                waiting.append(known[entry.key])
+            yield child, known[entry.key]
 
 
 def find_inputs(
@@ -54,18 +99,18 @@ def find_inputs(
     """Input artifacts by role, or the name of the first input that is not there yet."""
     found: dict[str, Artifact] = {}
     for role, source in step.inputs.items():
-        artifact = registry.get(source[1:]) if source.startswith("@") else made.get(source)
+        if source.startswith("@") and source.endswith("?") and source[1:-1] not in registry.refs():
+            continue  # `@release?`: there was none yet
+        artifact = registry.get(source[1:].rstrip("?")) if source.startswith("@") else made.get(source)
         if artifact is None:
             return source
-        if source.startswith("@") and artifact.kind != (wanted := input_kind(step, role)):
+        if source.startswith("@") and artifact.kind not in (wanted := step.stage.kinds_of(role)):
             where = recipe.where(("steps", step.name, "inputs", role))
-            raise MissingInput(f"{where}: input '{role}' needs a {wanted}, but {source} is a {artifact.kind}")
+            raise MissingInput(
+                f"{where}: input '{role}' needs a {' or '.join(wanted)}, but {source} is a {artifact.kind}"
+            )
         found[role] = artifact
     return found
-
-
-def input_kind(step: Step, role: str) -> str | None:
-    return step.stage.inputs.get(role) or step.stage.inputs.get(f"{role}?") or step.stage.more
 
 
 def canonical_identity(identity: BaseModel, digest: Callable[[str], str]) -> tuple[dict[str, Any], dict[str, str]]:

@@ -12,7 +12,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from acorn.plan import ref_name
 from acorn.provenance import git_state, library_versions
 from acorn.recipe import Recipe, Step
 from acorn.resolve import MissingInput, Resolved, find_inputs, resolve
+from acorn.stage import GATE
 from acorn.worker import RESULT_FILE, WORKERS_LOCK, load_job, perform
 from registry import Artifact, Build, Registry
 
@@ -90,7 +91,14 @@ class _Run:
             artifact = self.join(resolved) if _joins_another_node(step) else self.build(resolved)
         if artifact is not None:
             self.registry.tag(ref_name(self.recipe, name), artifact.key)
+            if step.stage.output == GATE:
+                self.move_tags(step, inputs)
         self.made[name] = artifact
+
+    def move_tags(self, step: Step, inputs: dict[str, Artifact]) -> None:
+        """After a passed gate: its names stand for what it judged, and nothing but such a gate moves them again."""
+        for tag, role in getattr(step.execution, "tags", {}).items():
+            self.registry.tag(tag, inputs[role].key, gate=ref_name(self.recipe, step.name))
 
     def build(self, resolved: Resolved) -> Artifact:
         """Build and publish a step, or wait for the process that is building it."""
@@ -160,6 +168,7 @@ def _await_publication(resolved: Resolved, registry: Registry, seconds: float = 
 def describe_job(recipe: Recipe, resolved: Resolved, out: Path, scratch: Path, group: str) -> dict[str, Any]:
     """Plain description of a job, for the worker processes."""
     step = resolved.step
+    inputs = {role: artifact for role, artifact in resolved.spec.inputs.items() if role in step.inputs and role != GATE}
     execution = step.execution.model_dump(mode="json")
     if "processes" in execution and "RANK" not in os.environ:  # else the user's own launcher has decided
         execution["processes"] = process_count(step.execution)
@@ -169,8 +178,9 @@ def describe_job(recipe: Recipe, resolved: Resolved, out: Path, scratch: Path, g
         "stage": step.stage.name,
         "config": step.identity.model_dump(mode="json"),
         "execution": execution,
-        "inputs": {role: str(artifact.path.resolve()) for role, artifact in resolved.spec.inputs.items()},
-        "digests": {role: artifact.digest for role, artifact in resolved.spec.inputs.items()},
+        "inputs": {role: str(artifact.path.resolve()) for role, artifact in inputs.items()},
+        "digests": {role: artifact.digest for role, artifact in inputs.items()},
+        "ancestors": [asdict(one) | {"path": one.path and str(one.path.resolve())} for one in resolved.ancestors],
         "out": str(out.resolve()),
         "scratch": str(scratch.resolve()),
         "group": group,

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from acorn.tracking import Tracker
 
 
+GATE = "gate"
+"""Kind of the artifact that a passed gate leaves, and the role under which any step may wait for one."""
+
+
 @dataclass(frozen=True)
 class Derived:
     """A field that nobody gave: `field` is its dotted path inside the config, `why` the rule and its source."""
@@ -42,6 +46,11 @@ class Identity(BaseModel):
     def derived(self) -> tuple[Derived, ...]:
         """What the config's `dial` filled in, for `acorn plan` to tell."""
         return self._derived
+
+    @property
+    def ancestor_kinds(self) -> tuple[str, ...]:
+        """Kinds of the artifacts in the inputs' lineage that `run` reads as `job.ancestors`; they enter the key."""
+        return ()
 
 
 class Execution(BaseModel):
@@ -106,8 +115,8 @@ class Stage:
     """`run(job: Job) -> dict[str, float]`: final metrics; `ledger/tokens` and `ledger/flops` go to the ledger."""
     inputs: Mapping[str, str] = field(default_factory=dict)
     """role -> kind; a role ending in `?` may be absent."""
-    more: str | None = None
-    """Kind of further inputs, under roles of the recipe's choosing (an evaluation's models)."""
+    more: str | tuple[str, ...] | None = None
+    """Kind, or kinds, of further inputs under roles of the recipe's choosing (an evaluation's models)."""
     check: str | None = None
     """`check(identity, execution) -> list[Problem]`: asks the stage's library about what is passed through to it."""
     check_roles: str | None = None
@@ -119,6 +128,18 @@ class Stage:
     launcher: Literal["python", "torchrun", "accelerate"] = "python"
     imports_torch: bool = False
     """Or transformers: several steps of a run share the seconds that it takes (`acorn.forkserver`)."""
+
+    diff: str | None = None
+    """`diff(left, right) -> tuple[dict, renderable]`: what differs between two artifacts of this stage beyond their
+    configs, as data and as a table (`acorn artifacts diff`). Given are their folders."""
+
+    def kinds_of(self, role: str) -> tuple[str, ...]:
+        """Kinds that an input under `role` may have; none for a role that the stage does not know.
+
+        Every stage takes a `gate`: a step with one runs only after it is passed.
+        """
+        kinds = self.inputs.get(role) or self.inputs.get(f"{role}?") or (GATE if role == GATE else self.more)
+        return (kinds,) if isinstance(kinds, str) else kinds or ()
 
     def load(self, target: str) -> Callable[..., Any]:
         """Import `"module:function"`."""
@@ -136,6 +157,21 @@ def found_device(asked: str) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise RuntimeError("execution.device is cuda, but torch sees no CUDA device: set it to auto or cpu")
     return asked if asked != "auto" else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+@dataclass(frozen=True)
+class Ancestor:
+    """An artifact that inputs of a job were made from, directly or not, where the stage asked for its kind."""
+
+    kind: str
+    stage: str
+    digest: str
+    path: Path | None
+    """Its folder, verified and read-only; None where only its manifest is here."""
+    roles: tuple[str, ...]
+    """The inputs that descend from it."""
+    made_into: tuple[str, ...]
+    """Kinds of what was made of it directly, on the way to those inputs."""
 
 
 @dataclass(frozen=True)
@@ -160,6 +196,8 @@ class Job:
     """Kept between attempts until the step is published: a trainer's checkpoints, finished shards."""
     group: str
     """Name of this run of the recipe: the W&B group."""
+    ancestors: tuple[Ancestor, ...] = ()
+    """Of the kinds that the config's `ancestor_kinds` names, sorted by digest."""
 
     @property
     def rank(self) -> int:

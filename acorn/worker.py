@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from acorn.launch import kill_when_parent_dies
-from acorn.stage import Job
+from acorn.stage import Ancestor, Job
 from acorn.stages import stages
 from acorn.tracking import METRICS_FILE
 
@@ -68,7 +68,13 @@ def load_job(description: dict[str, Any]) -> Job:
         out=Path(description["out"]),
         scratch=Path(description["scratch"]),
         group=description["group"],
+        ancestors=tuple(_ancestor(one) for one in description.get("ancestors", [])),
     )
+
+
+def _ancestor(one: dict[str, Any]) -> Ancestor:
+    path = Path(one["path"]) if one["path"] else None
+    return Ancestor(one["kind"], one["stage"], one["digest"], path, tuple(one["roles"]), tuple(one["made_into"]))
 
 
 def peak_memory_bytes() -> int:

@@ -15,39 +15,65 @@ INSTEAD = {
 
 
 def check(identity: EvaluateConfig, execution: EvaluateExecution) -> list[Problem]:
-    """Faults in `tasks` and `generation_parameters`. lighteval (13 s) is imported only if it has to be asked."""
-    problems = []
-    foreign = [task for task in identity.tasks if task not in ACORN_TASKS]
-    if foreign:
-        problems += _tasks(identity.tasks)
+    """Faults in `tasks`, `suites`, `define` and `generation_parameters`. lighteval (13 s) is imported only if it has to
+    be asked."""
+    problems = _tasks("tasks", identity.tasks, identity)
+    for place, suite in enumerate(identity.suites):
+        problems += _tasks(f"suites.{place}.tasks", suite.tasks, identity)
+    if any(template.metrics for template in identity.templates.values()):
+        problems += _metrics(identity)
     if identity.generation_parameters:
         problems += _generation(identity)
     return problems
 
 
-def _tasks(tasks: Sequence[str]) -> list[Problem]:
-    from eval.lighteval import built_in_names
-
+def _tasks(field: str, tasks: Sequence[str], identity: EvaluateConfig) -> list[Problem]:
+    own = {*ACORN_TASKS, *identity.templates}
+    names = {task: task.partition("|")[0].split("@")[0] for task in tasks}
     # An `acorn:` name can only be a slip of the pen: no need to import anything to say so.
-    own = all(task in ACORN_TASKS or task.startswith("acorn") for task in tasks)
-    known = [*ACORN_TASKS] if own else [*ACORN_TASKS, *built_in_names()]
+    foreign = [task for task, name in names.items() if name not in own and not name.startswith("acorn")]
+    known = [*own]
+    if foreign:
+        from eval.lighteval import built_in_names
+
+        known += built_in_names()
     problems = []
     for index, task in enumerate(tasks):
-        name, _, shots = task.partition("|")
-        name = name.split("@")[0]
-        if task in ACORN_TASKS:
-            continue
+        at, shots, name = f"{field}.{index}", task.partition("|")[2], names[task]
         if name not in known:
             near = get_close_matches(name, known, 1, cutoff=0.4)
             hint = f"did you mean '{near[0]}'?" if near else "see lighteval's list of tasks"
-            problems.append(Problem(f"tasks.{index}", f"no task is called '{name}': {hint}"))
-        elif name in ACORN_TASKS:
-            problems.append(Problem(f"tasks.{index}", f"'{task}': {name} takes no examples, write '{name}'"))
+            problems.append(Problem(at, f"no task is called '{name}': {hint}"))
+        elif name in ACORN_TASKS and task != name:
+            problems.append(Problem(at, f"'{task}': {name} takes no examples, write '{name}'"))
         elif shots and not shots.isdecimal():
-            problems.append(
-                Problem(f"tasks.{index}", f"'{task}': after | goes the number of examples, as in '{name}|5'")
-            )
+            problems.append(Problem(at, f"'{task}': after | goes the number of examples, as in '{name}|5'"))
     return problems
+
+
+def _metrics(identity: EvaluateConfig) -> list[Problem]:
+    from eval.lighteval import prepare
+
+    prepare()
+    from lighteval.metrics.metrics import Metrics
+
+    from eval.data import ACC_NORM
+
+    known = [ACC_NORM, *(metric.name for metric in Metrics)]
+    return [
+        Problem(
+            f"define.{name}.metrics.{place}",
+            f"lighteval has no metric '{metric}'{_near(metric, known)}",
+        )
+        for name, template in identity.templates.items()
+        for place, metric in enumerate(template.metrics)
+        if metric not in known
+    ]
+
+
+def _near(name: str, known: Sequence[str]) -> str:
+    near = get_close_matches(name, known, 1, cutoff=0.4)
+    return f": did you mean '{near[0]}'?" if near else ""
 
 
 def _generation(identity: EvaluateConfig) -> list[Problem]:

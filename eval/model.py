@@ -6,6 +6,7 @@ would give wrong scores or touch the artifact, each with its reason below.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -71,14 +72,30 @@ class ArtifactModel(TransformersModel):  # type: ignore[misc]
                     dtype=config.dtype,
                     device=device,
                     model_parallel=execution.model_parallel,
-                    # A chat template brings its own special tokens; a plain prompt gets those of the tokenizer.
                     add_special_tokens=form == "plain",
                     override_chat_template=form == "chat",
                     system_prompt=config.system_prompt,
                     generation_parameters=GenerationParameters(**config.generation_parameters),
                 )
             )
-        self.prompt_manager = Prompts(form == "chat", self.tokenizer, config.system_prompt)
+        self._system_prompt = config.system_prompt
+        self.ask_in(form)
+        share = getattr(self.accelerator, "num_processes", 1)
+        if share != int(os.environ.get("WORLD_SIZE", "1")):
+            raise RuntimeError(
+                f"{os.environ['WORLD_SIZE']} processes were started, but this one shares its batches with {share}: "
+                "start them with torchrun, as execution.processes does"
+            )
+
+    def ask_in(self, form: Format) -> None:
+        """Put what follows in this format; a chat template brings its own special tokens."""
+        self.use_chat_template = form == "chat"
+        self._add_special_tokens = form == "plain"
+        self.prompt_manager = Prompts(form == "chat", self.tokenizer, self._system_prompt)
+
+    def wait(self) -> None:
+        """Until every process that shares the batches is here."""
+        self.accelerator.wait_for_everyone()
 
     @property
     def opening(self) -> str:

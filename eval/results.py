@@ -6,7 +6,10 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from eval.statistics import Spread
 
 Sample = dict[str, Any]
 """One line of samples/<role>.jsonl, without its task."""
@@ -19,6 +22,16 @@ class Metric:
     value: float
     stderr: float | None
     n: int
+    low: float | None = None
+    """Lower end of the 95 % interval, by bootstrap over the samples."""
+    high: float | None = None
+    higher_is_better: bool = True
+
+    @classmethod
+    def of(cls, value: float, spread: Spread | None, n: int, higher_is_better: bool = True) -> Metric:
+        if spread is None:
+            return cls(value, None, n, higher_is_better=higher_is_better)
+        return cls(value, spread.stderr, n, spread.low, spread.high, higher_is_better)
 
 
 @dataclass(frozen=True)
@@ -46,16 +59,17 @@ def write(out: Path, results: Results, tasks: Mapping[str, Any], protocol: Mappi
         role: {task: outcome.as_json()["metrics"] for task, outcome in outcomes.items()}
         for role, outcomes in results.items()
     }
-    _write_json(out / "results.json", {"tasks": tasks, "models": models})
-    _write_json(out / "protocol.json", protocol)
-    (out / "samples").mkdir()
+    write_json(out / "results.json", {"tasks": tasks, "models": models})
+    write_json(out / "protocol.json", protocol)
     for role, outcomes in results.items():
         lines = [
             json.dumps({"task": task, **sample}, ensure_ascii=False) + "\n"
             for task, outcome in outcomes.items()
             for sample in outcome.samples
         ]
-        (out / "samples" / f"{role}.jsonl").write_text("".join(lines), encoding="utf-8")
+        file = out / "samples" / f"{role}.jsonl"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text("".join(lines), encoding="utf-8")
 
 
 def final_metrics(results: Results) -> dict[str, float]:
@@ -93,5 +107,5 @@ def _cell(metric: Metric | None) -> str:
     return f"{metric.value:.3f}" + (f" ± {metric.stderr:.3f}" if metric.stderr is not None else "")
 
 
-def _write_json(file: Path, data: Any) -> None:
+def write_json(file: Path, data: Any) -> None:
     file.write_text(json.dumps(data, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

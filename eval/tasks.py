@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import json
 import math
-import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
 from typing import Any
-from unittest.mock import patch
 
-import datasets
 import numpy as np
 import torch
 from lighteval.logging.evaluation_tracker import EvaluationTracker
 from lighteval.metrics.metrics_corpus import CorpusLevelComputation
 from lighteval.metrics.metrics_sample import SampleLevelComputation
 from lighteval.metrics.utils.metric_utils import CorpusLevelMetric, SampleLevelMetricGrouping
-from lighteval.metrics.utils.stderr import mean_stderr
 from lighteval.models.model_output import ModelResponse
 from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
 from lighteval.tasks.lighteval_task import LightevalTaskConfig
@@ -30,12 +25,12 @@ from lighteval.tasks.requests import Doc, SamplingMethod
 
 from acorn.problems import WordProblem, as_prompt, is_correct
 from eval.config import ACORN_TASKS, PLAIN_STOP, PROBLEMS, PROSE, EvaluateConfig
-from eval.lighteval import built_in_tasks, only_custom_tasks
+from eval.data import as_module, datasets_cache, examples_of_others
+from eval.lighteval import only_custom_tasks
 from eval.model import VERBATIM, ArtifactModel
 from eval.results import Metric, Outcome, Sample
+from eval.statistics import spread
 from eval.suite import Prose
-
-BOOTSTRAP_DRAWS = 1000
 
 
 class ExactMatch(SampleLevelComputation):  # type: ignore[misc]
@@ -133,22 +128,22 @@ def pieces_of(text: str, tokenizer: Any, limit: int) -> list[str]:
 
 
 def run_task(
-    task: str, model: ArtifactModel, own: Any | None, config: EvaluateConfig, folder: Path
+    task: str, model: ArtifactModel, configs: Sequence[Any], config: EvaluateConfig, folder: Path
 ) -> dict[str, Outcome]:
-    """Run one task string on `model`; `own`: its config, if it is acorn's. `{task: outcome}`, several for a group.
+    """Run one task string on `model`; `configs`: lighteval's of the tasks it stands for. `{task: outcome}`, several
+    for a group.
 
     `folder`: scratch for what lighteval and datasets write.
     """
-    module = ModuleType("acorn_tasks")
-    module.TASKS_TABLE = [own] if own else []  # type: ignore[attr-defined]
+    local = all(Path(one.hf_repo).is_dir() for one in configs)
     torch.manual_seed(config.seed)
-    with only_custom_tasks() if own else built_in_tasks(), _datasets_cache(folder if own else None):
+    with only_custom_tasks(), examples_of_others(), datasets_cache(folder if local else None):
         pipeline = Pipeline(
             tasks=task,
             pipeline_parameters=PipelineParameters(
                 launcher_type=ParallelismManager.NONE,
-                custom_tasks_directory=module,
-                max_samples=None if own else config.max_samples,
+                custom_tasks_directory=as_module(configs),
+                max_samples=None if task in ACORN_TASKS else config.max_samples,
                 bootstrap_iters=0,  # 0.13 forks a pool for it, beside torch's threads; done in _outcome instead
             ),
             evaluation_tracker=EvaluationTracker(output_dir=str(folder), save_details=False),
@@ -187,12 +182,6 @@ def _task(
     )
 
 
-def _datasets_cache(folder: Path | None) -> Any:
-    """Inside, `datasets` keeps its copies of our rows in `folder`, not in the user's home."""
-    place = folder / "datasets" if folder else datasets.config.HF_DATASETS_CACHE
-    return patch.object(datasets.config, "HF_DATASETS_CACHE", place)
-
-
 def _spelt(name: str) -> str:
     """`acorn:prose` for lighteval's `acorn:prose|0`; its own tasks keep their number of examples."""
     return name.split("|")[0] if name.split("|")[0] in ACORN_TASKS else name
@@ -202,27 +191,26 @@ def _outcome(
     task: Any, values: dict[str, list[Any]], details: Sequence[Any], model: ArtifactModel, seed: int
 ) -> Outcome:
     metrics: dict[str, Metric] = {}
+    better = _directions(task)
     for name, numbers in sorted(values.items()):
         aggregate = task.aggregation()[name]
         value = aggregate(numbers)
+        n = len(numbers)
         if isinstance(value, dict):  # a group of corpus metrics: lighteval gives them no error either
-            metrics |= {
-                part: Metric(value=float(number), stderr=None, n=len(numbers)) for part, number in value.items()
-            }
+            metrics |= {part: Metric(float(number), None, n) for part, number in value.items()}
         else:
-            metrics[name] = Metric(value=float(value), stderr=standard_error(aggregate, numbers, seed), n=len(numbers))
+            metrics[name] = Metric.of(float(value), spread(aggregate, numbers, seed), n, better.get(name, True))
     details = sorted(details, key=lambda detail: int(detail.doc.id))  # lighteval shuffles
     return Outcome(metrics=metrics, samples=[_sample(detail, model) for detail in details])
 
 
-def standard_error(aggregate: Callable[..., Any], values: Sequence[Any], seed: int) -> float | None:
-    """Of a mean: standard deviation / sqrt(n). Of any other metric: a seeded bootstrap. None for one value."""
-    if len(values) < 2:
-        return None
-    if aggregate is np.mean:
-        return float(mean_stderr(values))
-    drawn = random.Random(seed)
-    return float(np.std([aggregate(drawn.choices(values, k=len(values))) for _ in range(BOOTSTRAP_DRAWS)], ddof=1))
+def _directions(task: Any) -> dict[str, bool]:
+    """Metric -> whether more is better."""
+    found: dict[str, bool] = {}
+    for metric in task.metrics:
+        way = metric.higher_is_better
+        found |= way if isinstance(way, dict) else {metric.metric_name: bool(way)}
+    return found
 
 
 def _sample(detail: Any, model: ArtifactModel) -> Sample:
@@ -241,9 +229,16 @@ def _sample(detail: Any, model: ArtifactModel) -> Sample:
         return {"id": specific["id"], "text": doc.choices[0], "logprob": scored.logprob, "bytes": scored.bytes}
     return {
         "id": doc.id,
+        "question": _question(doc),
         "prompt": model.prompt_manager.prepare_prompt(doc),
         "prediction": response.final_text[0] if response.final_text else None,
         "logprobs": [float(logprob) for logprob in response.logprobs],
         "gold": doc.get_golds(),
         "metrics": {name: value for name, value in detail.metric.items() if isinstance(value, int | float)},
     }
+
+
+def _question(doc: Doc) -> str:
+    """The item itself: no examples, no template, no instruction that all items share."""
+    query = str(doc.query)
+    return query[len(doc.instruction) :].strip() if doc.instruction and query.startswith(doc.instruction) else query

@@ -35,7 +35,7 @@ def check_name(name: str) -> str:
 
 
 class Refs:
-    """Names under `folder`, one JSON file each: `{"name", "key"}`."""
+    """Names under `folder`, one JSON file each: `{"name", "key"}`, and `gate` where only that one moves it."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -55,8 +55,24 @@ class Refs:
             raise RegistryError(f"ref file {path} holds {key!r}, which is no key; tag {name!r} again")
         return key
 
-    def write(self, name: str, key: str) -> None:
-        write_json(self._path(check_name(name)), {"name": name, "key": key})
+    def write(self, name: str, key: str, gate: str | None = None) -> None:
+        """Let `name` stand for `key`. Raises RegistryError for another `key` under a name that a gate guards."""
+        guard = self.gate(name)
+        if guard is not None and gate is None and self.read(name) != key:
+            raise RegistryError(
+                f"{name!r} is moved by the gate {guard} alone, once it is passed: run its recipe; or take the "
+                f"name away first (acorn artifacts untag {name})"
+            )
+        gate = gate or guard
+        write_json(self._path(check_name(name)), {"name": name, "key": key} | ({"gate": gate} if gate else {}))
+
+    def gate(self, name: str) -> str | None:
+        """The gate that guards `name`, if one does."""
+        try:
+            guard = json.loads(self._path(check_name(name)).read_bytes()).get("gate")
+        except (FileNotFoundError, ValueError, AttributeError):  # no ref, or a damaged one, which may be tagged again
+            return None
+        return str(guard) if guard else None
 
     def remove(self, name: str) -> None:
         """Raises RegistryError if there is no ref `name`."""

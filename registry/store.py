@@ -194,14 +194,17 @@ class Registry:
         """
         return open_build(self, spec, on_wait)
 
-    def tag(self, name: str, key: str) -> None:
-        """Let `name` stand for an artifact (full key, prefix or other ref); moves the ref if it is there."""
+    def tag(self, name: str, key: str, gate: str | None = None) -> None:
+        """Let `name` stand for an artifact (full key, prefix or other ref); moves the ref if it is there.
+
+        `gate`: who lets it move; from then on only a call that names one does. Raises RegistryError for others.
+        """
         with naming_full_disk(self.refs_folder), self.locks.holding(GC, shared=True):
             key = self.resolve(key)
             self.manifest(key)
             if not (self.artifacts_folder / key).is_dir():
                 raise UnknownArtifact(f"cannot tag {key} as {name!r}: only its manifest is here, not its data; pull it")
-            self._refs.write(name, key)
+            self._refs.write(name, key, gate)
 
     def untag(self, name: str) -> None:
         """Remove a ref; the artifact stays until gc. Raises RegistryError if there is no such ref."""

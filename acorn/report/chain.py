@@ -108,7 +108,7 @@ def _details(made: Made) -> str:
 
 def _edge(layout: Layout, source: str, step: Step, role: str) -> Html:
     route = layout.route(source, step.name)
-    kind = step.stage.inputs.get(role) or step.stage.inputs.get(f"{role}?") or step.stage.more or ""
+    kind = "".join(step.stage.kinds_of(role)[:1])
     tail = 0.0 if role == kind else 7.0 + 5.2 * len(role[:7])  # room for the name of the role
     points = [(node, layout.heights[node]) for node in route]
     points[-1] = (points[-1][0], points[-1][1] + _port(layout, source, step))

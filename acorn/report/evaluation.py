@@ -21,6 +21,7 @@ _SHARES = (
     "em",
     "pass@",
     "maj@",
+    "weighted@",
     "f1",
     "prefix_",
     "quasi_",
@@ -132,7 +133,27 @@ def _table(results: Results) -> Html:
                 [_metric_name(metric), number(f"{n:,}", class_="n"), *(_score(metric, entry) for entry in entries)]
             )
     note = "Value ± standard error; every model answered the same questions. Of bits per byte, less is better."
-    return tag("div", table(head, rows, class_="scores"), tag("p", note, class_="caption"))
+    return tag("div", table(head, rows, class_="scores"), tag("p", note, class_="caption"), _overlap(results))
+
+
+def _overlap(results: Results) -> Html | None:
+    """What the models may have learned by heart, and what they score without it."""
+    told = results.made.json("contamination.json")
+    if not told:
+        return None
+    lines = []
+    for role, tasks in told["models"].items():
+        for task, one in tasks.items():
+            if one["overlapping"]:
+                scores = ((name, pair["all"], pair["without"]) for name, pair in one["metrics"].items())
+                first = next(((name, a, b) for name, a, b in scores if b is not None), None)
+                score = f": {first[0].replace('_', ' ')} {first[1]:.3f}, without them {first[2]:.3f}" if first else ""
+                lines.append(
+                    f"{role} learned from text that overlaps {one['overlapping']} of {one['items']} of {task}{score}."
+                )
+    searched = [one for one in told["ancestors"] if one["searched"]]
+    head = f"{told['n_grams']}-grams of every item were looked for in {len(searched)} ancestors of the models. "
+    return tag("p", head, " ".join(lines) or "None of what they learned from overlaps.", class_="caption")
 
 
 def _role_head(results: Results, role: str) -> Html:

@@ -86,7 +86,7 @@ def test_a_step_on_cuda_asks_for_a_gpu_also_where_its_processes_are_not_said(tmp
         assert "--gpus-per-node=1" in options(job(recipe, recipe.steps[name], Wishes()))
         assert "--gpus-per-node=1" in options(job(recipe, recipe.steps[name], Wishes(gpus=0)))
     assert "--gpus-per-node=8" in options(job(recipe, recipe.steps["base"], Wishes(gpus=8)))
-    assert "--gpus-per-node=1" in options(job(recipe, recipe.steps["scores"], Wishes(gpus=8)))
+    assert "--gpus-per-node=8" in options(job(recipe, recipe.steps["scores"], Wishes(gpus=8)))
 
 
 def test_a_step_that_takes_the_gpus_present_must_be_told_how_many(tmp_path: Path) -> None:

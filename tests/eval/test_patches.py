@@ -97,6 +97,27 @@ def test_the_built_in_registry_can_be_built_and_copied() -> None:
         assert set(Registry(tasks="gsm8k|0").task_to_configs) == {"gsm8k"}
 
 
+def test_lighteval_gives_an_item_itself_as_its_example(tmp_path: Path) -> None:
+    import json
+
+    from lighteval.tasks.lighteval_task import LightevalTask
+
+    from eval.config import TaskTemplate
+    from eval.data import examples_of_others, template_config
+
+    rows = [{"question": f"How many are {n} and 0?", "answer": str(n)} for n in range(4)]
+    (tmp_path / "test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    template = TaskTemplate(data=str(tmp_path), prompt="{question}", answer="answer")
+
+    def given_away() -> int:
+        docs = LightevalTask(template_config("sums", template, 2)).get_docs()
+        return sum(doc.query in [example.query for example in doc.fewshot_samples] for doc in docs)
+
+    assert given_away() > 0
+    with examples_of_others():
+        assert given_away() == 0
+
+
 def test_lightevals_cache_lies_in_the_model_folder(tiny_model: Path, tmp_path: Path) -> None:
     folder = tmp_path / "model"
     shutil.copytree(tiny_model, folder)
