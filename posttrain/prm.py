@@ -25,7 +25,7 @@ from acorn.tokenizers import copy_tokenizer
 from engine.prm_formats import PrmFormat
 from posttrain.checkpoint import AtomicCheckpoints
 from posttrain.config import PrmConfig, PrmExecution
-from posttrain.data import IGNORED, RowCounts, within
+from posttrain.guards import IGNORED, RowCounts, within
 from posttrain.prm_data import Collator, Reading, load_steps, trainable
 from posttrain.prm_metrics import Scored, by_level, fit_threshold, measure, reliability
 from posttrain.prm_model import add_likelihood, load_scalar, start_from_likelihood
