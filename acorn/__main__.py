@@ -63,6 +63,7 @@ def parser() -> argparse.ArgumentParser:
         commands.add_parser("slurm", help="a recipe's steps as Slurm jobs: sbatch files and a script to submit them")
     )
 
+    _data(commands.add_parser("data", help="leaf through rows of data, kept and rejected"))
     _artifacts(commands.add_parser("artifacts", help="look into the registry, move and remove artifacts"))
     doctor = commands.add_parser("doctor", help="what this machine can do")
     doctor.set_defaults(handler="doctor")
@@ -123,6 +124,21 @@ def _recipe(target: argparse.ArgumentParser, handler: str, optional: bool = Fals
     for name, of in (("depth", "layers"), ("flops", "compute")):
         text = f"size of a pretrain step, derived from its {of}"
         target.add_argument(f"--{name}", metavar="[STEP=]N", action="append", default=[], help=text)
+
+
+def _data(target: argparse.ArgumentParser) -> None:
+    target.set_defaults(handler="data")
+    actions = target.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="rows of a step in the terminal, or as an HTML page")
+    show.add_argument("name", metavar="STEP", help="recipe/step, another ref, a key, or a folder")
+    one = show.add_mutually_exclusive_group()
+    one.add_argument("--kept", action="store_true", help="only rows that were kept")
+    one.add_argument("--rejected", action="store_true", help="only rows that were rejected")
+    show.add_argument("--reason", metavar="WHY", action="append", default=[], help="rejected for it (repeatable)")
+    show.add_argument("--grep", metavar="PATTERN", help="rows that the regular expression fits, in any case")
+    show.add_argument("--n", type=int, metavar="ROWS", help="of a page (default: 10; in the pager and with --html 500)")
+    show.add_argument("--page", type=int, metavar="N", help="this page (default: the first, at a terminal in a pager)")
+    show.add_argument("--html", metavar="FILE", help="write a self-contained page instead")
 
 
 def _artifacts(target: argparse.ArgumentParser) -> None:

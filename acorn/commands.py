@@ -204,6 +204,12 @@ def doctor(options: Namespace) -> int:
     return 0
 
 
+def data(options: Namespace) -> int:
+    from acorn.data.show import show
+
+    return show(options)
+
+
 def artifacts(options: Namespace) -> int:
     registry = Registry(options.home)
     out = Console()
