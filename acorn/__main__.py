@@ -10,9 +10,12 @@ STAGE_COMMANDS = {
     "corpus": "corpus, tokenizer and token files",
     "pretrain": "pre-training (nanotron); with --import a nanotron config becomes a recipe",
     "synth": "synthetic data (distilabel)",
-    "posttrain": "SFT and DPO (TRL)",
+    "posttrain": "SFT, DPO, GRPO, distillation (TRL), soups and process reward models",
     "sft": "supervised fine-tuning (TRL)",
     "dpo": "preference optimisation (TRL)",
+    "grpo": "reinforcement learning with rewards that a program checks (TRL)",
+    "distill": "distillation from a larger model (TRL)",
+    "soup": "average of models",
     "prm": "process reward model",
     "eval": "evaluation (lighteval)",
     "search": "test-time search; with --prompt a model thinks about one problem",
@@ -139,6 +142,10 @@ def _data(target: argparse.ArgumentParser) -> None:
     show.add_argument("--n", type=int, metavar="ROWS", help="of a page (default: 10; in the pager and with --html 500)")
     show.add_argument("--page", type=int, metavar="N", help="this page (default: the first, at a terminal in a pager)")
     show.add_argument("--html", metavar="FILE", help="write a self-contained page instead")
+    trained = show.add_argument_group("what is trained", "STEP is a finished sft or dpo step")
+    trained.add_argument("--labels", action="store_true", help="tokens coloured by whether they are trained")
+    trained.add_argument("--recipe", metavar="FILE", help="STEP is one of this recipe, which need not have run")
+    trained.add_argument("--set", dest="overrides", metavar="STEP.FIELD=VALUE", action="append", default=[])
 
 
 def _artifacts(target: argparse.ArgumentParser) -> None:

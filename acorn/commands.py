@@ -205,9 +205,10 @@ def doctor(options: Namespace) -> int:
 
 
 def data(options: Namespace) -> int:
+    from acorn.data.labels import labels
     from acorn.data.show import show
 
-    return show(options)
+    return labels(options) if options.labels else show(options)
 
 
 def artifacts(options: Namespace) -> int:

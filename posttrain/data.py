@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 from datasets import Dataset, Features, Json, List, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
 
 from acorn.stage import Job
 
@@ -69,7 +70,10 @@ def load_rows(
     features = Features(
         {**{name: List(Json()) for name in columns}, "tools": Json(), "chat_template_kwargs": Json()}  # type: ignore[no-untyped-call]
     )
-    return Dataset.from_generator(read_rows, features=features, gen_kwargs=settings, cache_dir=str(cache))
+    try:
+        return Dataset.from_generator(read_rows, features=features, gen_kwargs=settings, cache_dir=str(cache))
+    except DatasetGenerationError as error:
+        raise error.__cause__ or error from None  # it says no more than that an error occurred
 
 
 def read_rows(
