@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 from datasets import Dataset
+from torch.utils.data import Sampler
+from transformers import Trainer
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
 from acorn.stage import Job
@@ -40,7 +42,34 @@ class SampledTokens:
         """TRL sets it to 0, and `train` to a checkpoint's; the state knows better."""
 
 
-class AtomicGRPOTrainer(SampledTokens, FiniteUpdates, AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
+class OrderOfEpoch(Sampler):  # type: ignore[misc]
+    """TRL's sampler with an order that follows from seed and epoch. TRL 1.16 draws each epoch's order behind the one
+    before, so that a run resumed in its second epoch goes through the prompts of the first again."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.sampler, self.epoch = sampler, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Trainer before it iterates."""
+        self.epoch = epoch
+
+    def __iter__(self) -> Iterator[int]:
+        if self.sampler.shuffle:
+            self.sampler.generator.manual_seed(self.sampler.seed + self.epoch)
+        return iter(self.sampler)
+
+    def __len__(self) -> int:
+        return len(self.sampler)
+
+
+class SamplesInOrder(Trainer):  # type: ignore[misc]
+    """Mixin: prompts in the order of seed and epoch."""
+
+    def _get_train_sampler(self, dataset: Any = None) -> OrderOfEpoch:
+        return OrderOfEpoch(super()._get_train_sampler(dataset))
+
+
+class AtomicGRPOTrainer(SampledTokens, SamplesInOrder, FiniteUpdates, AtomicCheckpoints, GRPOTrainer):  # type: ignore[misc]
     """`trl.GRPOTrainer` with checkpoints that are whole or absent."""
 
     @property
@@ -51,7 +80,7 @@ class AtomicGRPOTrainer(SampledTokens, FiniteUpdates, AtomicCheckpoints, GRPOTra
         return math.lcm(kept, accumulated) // accumulated
 
 
-class AtomicDistillationTrainer(SampledTokens, FiniteUpdates, AtomicCheckpoints, DistillationTrainer):  # type: ignore[misc]
+class AtomicDistillationTrainer(SampledTokens, SamplesInOrder, FiniteUpdates, AtomicCheckpoints, DistillationTrainer):  # type: ignore[misc]
     """`trl.DistillationTrainer` with checkpoints that are whole or absent."""
 
 
