@@ -1,4 +1,4 @@
-"""Config of the stages `sft`, `dpo`, `grpo`, `distill`, `soup` and `prm`.
+"""Config of the stages `sft`, `dpo`, `grpo`, `distill`, `soup`, `prm`, `chat_rows` and `preference_rows`.
 
 `training` holds TRL's own arguments under TRL's own names: what changes the result stands in the step's config, what
 must not stands in its execution. Which is which is a table in `posttrain/arguments.py`, asked before anything runs.
@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from acorn.stage import Execution, Identity, Launched
+from acorn.stage import Execution, Identity, Launched, Source
 
 
 class PosttrainConfig(Identity):
@@ -77,6 +77,41 @@ class DistillConfig(TrlConfig):
     lambda = 1) from a larger model of the same tokenizer; `training` goes to `trl.DistillationConfig`."""
 
 
+class RowsConfig(Identity):
+    """Training rows from outside."""
+
+    path: Source
+    """A file (.jsonl, .jsonl.gz, .parquet), a folder of such files, or a data set's id on the hub."""
+    name: str | None = None
+    """Hub: name of the data set's configuration."""
+    split: str = "train"
+    """Hub, or a folder: of files that begin so, or lie in a folder of that name."""
+    revision: str | None = None
+    """Hub: commit to pin; without it the id alone stands for the data."""
+    limit: int | None = Field(default=None, gt=0)
+    """The first rows only; default: all."""
+    label: str = "rows"
+    """`source` of the rows."""
+    license: str
+    max_rejected: float = Field(default=0.01, ge=0, le=1)
+    """Share of rows that may be no rows of this kind; they go to `rejected.jsonl` with the reason."""
+
+
+class ChatRowsConfig(RowsConfig):
+    """Conversations."""
+
+    messages: str = "messages"
+    """Column that holds them."""
+
+
+class PreferenceRowsConfig(RowsConfig):
+    """Pairs of answers. `prompt` is read where the two sides do not begin alike."""
+
+    prompt: str = "prompt"
+    chosen: str = "chosen"
+    rejected: str = "rejected"
+
+
 class SoupConfig(Identity):
     """Average of models (Wortsman et al. 2022, arXiv:2203.05482)."""
 
@@ -131,3 +166,7 @@ class PrmExecution(PosttrainExecution):
 
 class SoupExecution(Execution):
     """Nothing: tensors are read, averaged and written one after the other."""
+
+
+class RowsExecution(Execution):
+    """Nothing: rows are read and written one after the other."""

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from acorn.stage import Stage
 from posttrain.config import (
+    ChatRowsConfig,
     DistillConfig,
     DpoConfig,
     GrpoConfig,
     PosttrainExecution,
+    PreferenceRowsConfig,
     PrmConfig,
     PrmExecution,
+    RowsExecution,
     SftConfig,
     SoupConfig,
     SoupExecution,
@@ -98,5 +101,23 @@ STAGES: tuple[Stage, ...] = (
         run="posttrain.soup:soup",
         more="model",
         check_roles="posttrain.roles:check_soup",
+    ),
+    Stage(
+        name="chat_rows",
+        package="posttrain",
+        version=1,
+        identity=ChatRowsConfig,
+        execution=RowsExecution,
+        output="chat",
+        run="posttrain.rows:chat_rows",
+    ),
+    Stage(
+        name="preference_rows",
+        package="posttrain",
+        version=1,
+        identity=PreferenceRowsConfig,
+        execution=RowsExecution,
+        output="preferences",
+        run="posttrain.rows:preference_rows",
     ),
 )
