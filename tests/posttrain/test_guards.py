@@ -15,11 +15,13 @@ from rich.console import Console
 from transformers import AutoTokenizer
 from transformers import DataCollatorForLanguageModeling as MaskingCollator
 
+from acorn.__main__ import main
 from acorn.stage import Job
 from posttrain.config import SftConfig
 from posttrain.guards import guard_chat, guard_collator, guard_swapped_template, guard_tokenizer
 from posttrain.show import pieces, show_labels
 from posttrain.stage import STAGES
+from registry import Registry, Spec
 from tests.jobs import make_job, run_here
 from tests.posttrain.conftest import SFT
 from tests.posttrain.world import SETTINGS, write_chat
@@ -176,3 +178,29 @@ def test_rows_that_are_no_conversations_are_refused_with_their_line(tiny_model: 
         job = make_job(SFT, tmp_path / str(number), config, {"device": "cpu"}, {"model": tiny_model, "chat": chat})
         with pytest.raises(ValueError, match=why):
             run_here(SFT, job)
+
+
+def published(registry: Registry, kind: str, folder: Path) -> None:
+    """`folder` as an artifact with the tag of its kind."""
+    spec = Spec(stage=kind, version=1, kind=kind, config={}, execution={}, inputs={}, sources={})
+    with registry.build(spec) as build:
+        shutil.copytree(folder, build.out, dirs_exist_ok=True)
+        registry.tag(kind, build.publish().key)
+
+
+def test_the_command_shows_what_a_recipes_step_would_train(
+    tiny_model: Path, chat: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    registry = Registry(tmp_path / "home")
+    published(registry, "model", tiny_model)
+    published(registry, "chat", chat)
+    recipe = tmp_path / "recipe.yaml"
+    config = "{global_batch_size: 8, training: {max_length: 96}}"
+    recipe.write_text(f"steps: {{sft: {{stage: sft, inputs: {{model: '@model', chat: '@chat'}}, config: {config}}}}}\n")
+    show = ["--home", str(tmp_path / "home"), "data", "show", "sft", "--labels", "--recipe", str(recipe), "--n", "1"]
+    assert main(show) == 0
+    assert "chat, row 0: " in (shown := capsys.readouterr().out) and shown.count("<|im_end|>⟧") == 1
+    assert main([*show, "--set", "sft.end_of_turn=<|pad|>"]) == 1
+    assert "never trains its end-of-turn token (id 3)" in capsys.readouterr().out
+    assert main([*show[:4], "chat", "--labels"]) == 1
+    assert "was made by chat: what is trained of it depends on the step" in capsys.readouterr().err
