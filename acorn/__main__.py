@@ -12,9 +12,12 @@ STAGE_COMMANDS = {
     "corpus": "corpus, tokenizer and token files",
     "pretrain": "pre-training (nanotron); with --import a nanotron config becomes a recipe",
     "synth": "synthetic data (distilabel)",
-    "posttrain": "SFT and DPO (TRL)",
+    "posttrain": "SFT, DPO, GRPO, distillation (TRL), soups and process reward models",
     "sft": "supervised fine-tuning (TRL)",
     "dpo": "preference optimisation (TRL)",
+    "grpo": "reinforcement learning with rewards that a program checks (TRL)",
+    "distill": "distillation from a larger model (TRL)",
+    "soup": "average of models",
     "prm": "process reward model",
     "eval": "evaluation (lighteval)",
     "search": "test-time search; with --prompt a model thinks about one problem",
@@ -73,6 +76,7 @@ def parser() -> argparse.ArgumentParser:
 
     _serving(commands.add_parser("serve", help="an OpenAI-compatible server for a model; needs no flags"))
 
+    _data(commands.add_parser("data", help="leaf through rows of data, kept and rejected"))
     _artifacts(commands.add_parser("artifacts", help="look into the registry, move and remove artifacts"))
     _publishing(commands.add_parser("push", help="publish a release folder: a hub repository or any fsspec URL"))
     doctor = commands.add_parser("doctor", help="what this machine can do")
@@ -163,6 +167,25 @@ def _recipe(target: argparse.ArgumentParser, handler: str, optional: bool = Fals
     for name, of in (("depth", "layers"), ("flops", "compute")):
         text = f"size of a pretrain step, derived from its {of}"
         target.add_argument(f"--{name}", metavar="[STEP=]N", action="append", default=[], help=text)
+
+
+def _data(target: argparse.ArgumentParser) -> None:
+    target.set_defaults(handler="data")
+    actions = target.add_subparsers(dest="action", required=True, metavar="ACTION")
+    show = actions.add_parser("show", help="rows of a step in the terminal, or as an HTML page")
+    show.add_argument("name", metavar="STEP", help="recipe/step, another ref, a key, or a folder")
+    one = show.add_mutually_exclusive_group()
+    one.add_argument("--kept", action="store_true", help="only rows that were kept")
+    one.add_argument("--rejected", action="store_true", help="only rows that were rejected")
+    show.add_argument("--reason", metavar="WHY", action="append", default=[], help="rejected for it (repeatable)")
+    show.add_argument("--grep", metavar="PATTERN", help="rows that the regular expression fits, in any case")
+    show.add_argument("--n", type=int, metavar="ROWS", help="of a page (default: 10; in the pager and with --html 500)")
+    show.add_argument("--page", type=int, metavar="N", help="this page (default: the first, at a terminal in a pager)")
+    show.add_argument("--html", metavar="FILE", help="write a self-contained page instead")
+    trained = show.add_argument_group("what is trained", "STEP is a finished sft or dpo step")
+    trained.add_argument("--labels", action="store_true", help="tokens coloured by whether they are trained")
+    trained.add_argument("--recipe", metavar="FILE", help="STEP is one of this recipe, which need not have run")
+    trained.add_argument("--set", dest="overrides", metavar="STEP.FIELD=VALUE", action="append", default=[])
 
 
 def _artifacts(target: argparse.ArgumentParser) -> None:

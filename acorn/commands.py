@@ -218,6 +218,13 @@ def doctor(options: Namespace) -> int:
     return 0
 
 
+def data(options: Namespace) -> int:
+    from acorn.data.labels import labels
+    from acorn.data.show import show
+
+    return labels(options) if options.labels else show(options)
+
+
 def artifacts(options: Namespace) -> int:
     registry = Registry(options.home)
     out = Console()

@@ -51,6 +51,14 @@ OWNED: dict[str, str] = {
         "checkpoints are acorn's: `execution.save_steps` sets how often",
     ),
     **_each("chat_template_path eos_token pad_token", _TOKENIZER),
+    "chat_template_kwargs": "use the step's field `chat_template_kwargs`",
+    "reward_weights": "use the step's field `rewards`",
+    "steps_per_generation": "it would count micro-batches, which must not matter; use `generation_batch_size`",
+    **_each(
+        "teacher_model_name_or_path teacher_model_revision",
+        "the teacher is the step's input `teacher`; leave it out",
+    ),
+    **_each("log_completions log_completions_hub_repo log_unique_prompts num_completions_to_print", _TRACKING),
     **_each(
         "accelerator_config deepspeed fsdp fsdp_config parallelism_config",
         "it comes from the accelerate file: `execution.accelerate`",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import tempfile
 import types
 import typing
@@ -11,21 +12,70 @@ from typing import Any
 
 from acorn.stage import Problem
 from posttrain.arguments import RENAMED, misplaced, split_batch
-from posttrain.config import PosttrainConfig, PosttrainExecution, PrmConfig, PrmExecution
+from posttrain.config import PosttrainConfig, PosttrainExecution, PrmConfig, PrmExecution, TrlConfig
 
 
-def check_sft(identity: PosttrainConfig, execution: PosttrainExecution) -> list[Problem]:
+def check_sft(identity: TrlConfig, execution: PosttrainExecution) -> list[Problem]:
     """Problems of an `sft` step."""
     from trl.trainer.sft_config import SFTConfig
 
-    return check(SFTConfig, identity, execution)
+    return [*check(SFTConfig, identity, execution), *check_adapters(identity)]
 
 
-def check_dpo(identity: PosttrainConfig, execution: PosttrainExecution) -> list[Problem]:
+def check_dpo(identity: TrlConfig, execution: PosttrainExecution) -> list[Problem]:
     """Problems of a `dpo` step."""
     from trl.trainer.dpo_config import DPOConfig
 
-    return check(DPOConfig, identity, execution)
+    return [*check(DPOConfig, identity, execution), *check_adapters(identity)]
+
+
+def check_grpo(identity: TrlConfig, execution: PosttrainExecution) -> list[Problem]:
+    """Problems of a `grpo` step."""
+    from trl.trainer.grpo_config import GRPOConfig
+
+    return [*check(GRPOConfig, identity, execution), *check_adapters(identity)]
+
+
+def check_distill(identity: TrlConfig, execution: PosttrainExecution) -> list[Problem]:
+    """Problems of a `distill` step."""
+    from trl.trainer.distillation_config import DistillationConfig
+
+    return [*check(DistillationConfig, identity, execution), *check_adapters(identity)]
+
+
+def check_adapters(identity: TrlConfig) -> list[Problem]:
+    """Names in `lora` and `quantization` that peft and transformers do not have, and what peft refuses.
+
+    Whether bitsandbytes and a GPU are there is asked where the step runs: a recipe may be planned elsewhere.
+    """
+    if identity.lora is None:
+        return []
+    from peft import LoraConfig
+    from transformers import BitsAndBytesConfig
+
+    known = {field.name for field in dataclasses.fields(LoraConfig)}
+    problems = _strangers("LoraConfig", "lora", identity.lora, known)
+    if "task_type" in identity.lora:
+        problems.append(Problem("lora.task_type", "it is CAUSAL_LM here; leave it out"))
+    if identity.quantization is not None:
+        known = set(inspect.signature(BitsAndBytesConfig).parameters) - {"kwargs"}
+        problems += _strangers("BitsAndBytesConfig", "quantization", identity.quantization, known)
+    if problems:
+        return problems
+    try:
+        LoraConfig(task_type="CAUSAL_LM", **identity.lora)
+    except (ValueError, TypeError, ImportError) as error:
+        return [Problem("lora", f"LoraConfig refuses it: {error}")]
+    return []
+
+
+def _strangers(library: str, block: str, arguments: dict[str, Any], known: set[str]) -> list[Problem]:
+    problems = []
+    for name in sorted(set(arguments) - known):
+        near = difflib.get_close_matches(name, known, n=1)
+        message = f"{library} has no argument `{name}`" + (f"; did you mean `{near[0]}`?" if near else "")
+        problems.append(Problem(f"{block}.{name}", message))
+    return problems
 
 
 def check_prm(identity: PrmConfig, execution: PrmExecution) -> list[Problem]:
@@ -52,7 +102,9 @@ def check(library: type, identity: PosttrainConfig, execution: PosttrainExecutio
             split_batch(identity.global_batch_size, execution.micro_batch_size, execution.processes * execution.nodes)
         except ValueError as error:
             problems.append(Problem("global_batch_size", str(error)))
-    return problems or refused(library, {**identity.training, **execution.training})
+    settings = {**identity.training, **execution.training}
+    # One process with all of it: a GRPO batch has to hold whole groups of completions.
+    return problems or refused(library, {**settings, "per_device_train_batch_size": identity.global_batch_size})
 
 
 def unknown(library: type, block: str, arguments: dict[str, Any]) -> list[Problem]:

@@ -1,132 +1,119 @@
-"""Training rows: from an artifact's `train.jsonl` to a `datasets.Dataset`, and what must hold before training.
+"""Training rows: from the `train.jsonl` of one or several artifacts to a `datasets.Dataset`.
 
-A model that is never trained on its end-of-turn token never stops; the loss looks healthy all the same. So every
-prepared row is looked at once before the first step: with Arrow and numpy, 30 million tokens a second or more.
+Rows stay JSON in Arrow (`datasets.Json`), so that a tool call's arguments may differ from row to row and a key that one
+message lacks is not read back as null. What must hold before training is in `posttrain/guards.py`.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from datasets import Dataset
-from numpy.typing import NDArray
+from datasets import Dataset, Features, Json, List, concatenate_datasets
+from datasets.exceptions import DatasetGenerationError
 
-IGNORED = -100
-"""Label of a token that is not trained."""
+from acorn.stage import Job
 
-
-@dataclass(frozen=True)
-class RowCounts:
-    """What the guard saw."""
-
-    rows: int
-    """Rows given to the trainer."""
-    truncated: int
-    """Rows that `max_length` cut before their end of turn, or that it left without a trained token and TRL dropped."""
+DATA_KINDS = ("model", "tokenizer", "teacher")
+"""Roles that are no training rows."""
 
 
-def load_rows(path: Path, columns: tuple[str, ...], max_rows: int | None, cache: Path) -> Dataset:
-    """The first `max_rows` rows of a JSON-lines file, `columns` only; memory-mapped from `cache`.
+def data_roles(roles: Mapping[str, Any]) -> list[str]:
+    """Roles of a step that hold training rows, by name: the recipe's order must not matter."""
+    return sorted(role for role in roles if role not in DATA_KINDS)
 
-    Raises ValueError for a row without one of the columns, and for a file without rows.
+
+def load_mixture(job: Job, columns: tuple[str, ...], cache: Path) -> Dataset:
+    """Rows of all data inputs of a step, each taken `weights[role]` times, in one order that `seed` decides.
+
+    A single input with weight 1 keeps its order. `max_rows` counts rows of the mixture.
     """
-    settings = {"path": str(path), "columns": columns, "max_rows": max_rows}
+    config = job.config
+    roles = data_roles(job.inputs)
+    alone = len(roles) == 1 and config.weights.get(roles[0], 1.0) == 1.0
+    parts = []
+    for role in roles:
+        limit = config.max_rows if alone else None
+        rows = load_rows(job.inputs[role] / "train.jsonl", columns, limit, cache, config.chat_template_kwargs)
+        parts.append(rows if alone else taken(rows, config.weights.get(role, 1.0), config.seed, role))
+    if alone:
+        return parts[0]
+    mixed = concatenate_datasets(parts).shuffle(seed=config.seed)
+    return mixed if config.max_rows is None else mixed.select(range(min(config.max_rows, len(mixed))))
+
+
+def taken(rows: Dataset, weight: float, seed: int, role: str) -> Dataset:
+    """`rows` taken `weight` times: whole copies, and for the rest a draw without repetition from `seed` and `role`."""
+    copies, rest = divmod(weight, 1.0)
+    draw = np.random.default_rng([seed, *role.encode()]).permutation(len(rows))[: round(rest * len(rows))]
+    chosen = np.concatenate([np.tile(np.arange(len(rows)), int(copies)), np.sort(draw)]).astype(np.int64)
+    if not len(chosen):
+        raise ValueError(f"weights.{role}: {weight} of {len(rows)} rows is no row; raise it, or leave the input out")
+    return rows.select(chosen)
+
+
+def load_rows(
+    path: Path, columns: tuple[str, ...], max_rows: int | None, cache: Path, defaults: Mapping[str, Any]
+) -> Dataset:
+    """The first `max_rows` rows of a JSON-lines file; memory-mapped from `cache`.
+
+    Columns: `columns`, `tools` (JSON schemas, or None) and `chat_template_kwargs`, the row's own over `defaults`.
+    Raises ValueError, with the line, for a row that is none, and for a file without rows.
+    """
     if path.stat().st_size == 0:
         raise ValueError(f"{path} holds no rows: the step that made it rejected them all (see its rejected.jsonl)")
-    return Dataset.from_generator(read_rows, gen_kwargs=settings, cache_dir=str(cache))
+    settings = {"path": str(path), "columns": columns, "max_rows": max_rows, "defaults": dict(defaults)}
+    features = Features(
+        {**{name: List(Json()) for name in columns}, "tools": Json(), "chat_template_kwargs": Json()}  # type: ignore[no-untyped-call]
+    )
+    try:
+        return Dataset.from_generator(read_rows, features=features, gen_kwargs=settings, cache_dir=str(cache))
+    except DatasetGenerationError as error:
+        raise error.__cause__ or error from None  # it says no more than that an error occurred
 
 
-def read_rows(path: str, columns: tuple[str, ...], max_rows: int | None) -> Iterator[dict[str, Any]]:
-    """Rows of a JSON-lines file with `columns` only."""
+def read_rows(
+    path: str, columns: tuple[str, ...], max_rows: int | None, defaults: dict[str, Any]
+) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON-lines file; see `load_rows`."""
     with Path(path).open(encoding="utf-8") as lines:
         for number, line in enumerate(islice(lines, max_rows), start=1):
-            row = json.loads(line)
-            if missing := [name for name in columns if not row.get(name)]:
-                raise ValueError(f"{path}, line {number}: no {' and no '.join(missing)}; found {', '.join(row)}")
-            yield {name: row[name] for name in columns}
+            try:
+                yield parsed(line, columns, defaults)
+            except ValueError as error:
+                raise ValueError(f"{path}, line {number}: {error}") from None
 
 
-def guard_chat(prepared: Dataset, given: int, end_of_turn: int, max_length: int | None, share: float) -> RowCounts:
-    """Check the rows an SFT trainer holds: each trains at least one token, and its end of turn last.
-
-    `prepared`: columns `input_ids`, `labels` and, if packed, `seq_lengths`; `given`: rows before preparation.
-    Raises ValueError for a row that never trains its end of turn, and where more than `share` of the rows are cut.
-    """
-    cut = pieces = 0
-    for ids, labels, lengths in _pieces(prepared):
-        last = _last_trained(labels, lengths)
-        open_ended = (last < 0) | (ids[last] != end_of_turn)
-        at_limit = lengths >= max_length if max_length else np.zeros(len(lengths), dtype=bool)
-        if bad := np.flatnonzero(open_ended & ~at_limit).tolist():
-            raise ValueError(
-                f"row {pieces + bad[0]} never trains its end-of-turn token (id {end_of_turn}), so the model would not "
-                "learn to stop; put the end of turn inside the chat template's {% generation %} block, or set "
-                "`end_of_turn` to the token that ends the template's turns"
-            )
-        cut += int((open_ended & at_limit).sum())
-        pieces += len(lengths)
-    dropped = max(0, given - pieces)
-    return within(RowCounts(rows=given, truncated=cut + dropped), max_length, share)
+def parsed(line: str, columns: tuple[str, ...], defaults: dict[str, Any]) -> dict[str, Any]:
+    """One row. Raises ValueError where it is no JSON object, lacks a column, or a column is no conversation."""
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"no JSON ({error})") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{line.strip()[:40]!r} is no JSON object")
+    if missing := [name for name in columns if not row.get(name)]:
+        raise ValueError(f"no {' and no '.join(missing)}; found {', '.join(row)}")
+    for name in columns:
+        require_conversation(name, row[name])
+    tools = row.get("tools")
+    return {
+        **{name: row[name] for name in columns},
+        "tools": json.loads(tools) if isinstance(tools, str) else tools,
+        "chat_template_kwargs": {**defaults, **(row.get("chat_template_kwargs") or {})},
+    }
 
 
-def guard_pairs(prepared: Dataset, given: int, end_of_turn: int, max_length: int | None, share: float) -> RowCounts:
-    """Check the rows a DPO trainer holds (`prompt_ids`, `chosen_ids`, `rejected_ids`), as `guard_chat` does.
-
-    Raises ValueError also for a pair of equal answers: it has no gradient.
-    """
-    cut = 0
-    for number, row in enumerate(prepared.select_columns(["prompt_ids", "chosen_ids", "rejected_ids"])):
-        chosen, rejected = row["chosen_ids"], row["rejected_ids"]
-        if chosen == rejected:
-            raise ValueError(f"pair {number}: chosen and rejected answers are the same tokens; drop such pairs")
-        for name, answer in (("chosen", chosen), ("rejected", rejected)):
-            if end_of_turn not in answer:
-                raise ValueError(
-                    f"pair {number}: the {name} answer has no end-of-turn token (id {end_of_turn}); does the chat "
-                    "template close an assistant's turn with another token? Then set `end_of_turn`"
-                )
-        longest = len(row["prompt_ids"]) + max(len(chosen), len(rejected))
-        cut += max_length is not None and longest > max_length
-    return within(RowCounts(rows=given, truncated=cut + given - len(prepared)), max_length, share)
-
-
-def within(counts: RowCounts, max_length: int | None, share: float) -> RowCounts:
-    """`counts`, or ValueError where more than `share` of the rows are cut."""
-    if counts.truncated > share * counts.rows:
-        raise ValueError(
-            f"max_length {max_length} cuts {counts.truncated} of {counts.rows} rows "
-            f"({counts.truncated / counts.rows:.1%}; allowed: {share:.1%}, `max_truncated`); raise `max_length`, "
-            "or drop long rows where the data is made"
-        )
-    return counts
-
-
-def _pieces(prepared: Dataset) -> Iterator[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]]:
-    """Per 1,000 rows: all their ids, all their labels, and the length of each document in them."""
-    for table in prepared.with_format("arrow").iter(batch_size=1000):
-        ids, labels = (_flat(table.column(name)) for name in ("input_ids", "labels"))
-        if "seq_lengths" in table.column_names:
-            lengths = _flat(table.column("seq_lengths"))
-        else:
-            lengths = table.column("input_ids").combine_chunks().value_lengths().to_numpy(zero_copy_only=False)
-        yield ids, labels, lengths
-
-
-def _flat(column: Any) -> NDArray[Any]:
-    flat: NDArray[Any] = column.combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    return flat
-
-
-def _last_trained(labels: NDArray[Any], lengths: NDArray[Any]) -> NDArray[Any]:
-    """Index into `labels` of each document's last trained token; -1 where it has none."""
-    ends = np.cumsum(lengths)
-    trained = np.flatnonzero(labels != IGNORED)
-    before_end = np.searchsorted(trained, ends) - 1
-    last = np.where(before_end >= 0, trained[before_end] if len(trained) else -1, -1)
-    return np.where(last >= ends - lengths, last, -1)
+def require_conversation(name: str, messages: Any) -> None:
+    """Raise ValueError unless `messages` is a list of `{"role", "content"}` with text or tool calls in each."""
+    if not isinstance(messages, list):
+        raise ValueError(f"{name} is {type(messages).__name__}, not a list of messages")
+    for position, message in enumerate(messages):
+        if not isinstance(message, dict) or not isinstance(message.get("role"), str):
+            raise ValueError(f"{name}[{position}] is no message with a role: {str(message)[:60]}")
+        if not isinstance(message.get("content"), str) and not message.get("tool_calls"):
+            raise ValueError(f"{name}[{position}] ({message['role']}) has neither text as content nor tool_calls")

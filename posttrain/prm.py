@@ -25,14 +25,22 @@ from acorn.tokenizers import copy_tokenizer
 from engine.prm_formats import PrmFormat
 from posttrain.checkpoint import AtomicCheckpoints
 from posttrain.config import PrmConfig, PrmExecution
-from posttrain.data import IGNORED, RowCounts, within
+from posttrain.guards import IGNORED, RowCounts, within
 from posttrain.prm_data import Collator, Reading, load_steps, trainable
 from posttrain.prm_metrics import Scored, by_level, fit_threshold, measure, reliability
 from posttrain.prm_model import add_likelihood, load_scalar, start_from_likelihood
-from posttrain.training import assert_launched, cleared_state, save_weights, token_id, train, trainer_arguments
+from posttrain.training import (
+    FiniteUpdates,
+    assert_launched,
+    cleared_state,
+    save_weights,
+    token_id,
+    train,
+    trainer_arguments,
+)
 
 
-class PrmTrainer(AtomicCheckpoints):
+class PrmTrainer(FiniteUpdates, AtomicCheckpoints):
     """Trainer with the loss of step labels, that counts the tokens it sees."""
 
     def __init__(self, **settings: Any) -> None:
@@ -67,7 +75,7 @@ def prm(job: Job) -> dict[str, float]:
         def finish() -> dict[str, float]:
             threshold = round(fit_threshold(score(trainer, held_out)), 6)
             rows = score(trainer, test)
-            if save_weights(job, trainer) is not None:
+            if save_weights(job, trainer):
                 write_prm(job, threshold)
                 write_scores(job.out, test, rows, threshold)
             return {"train/rows": counts.rows, "train/truncated_rows": counts.truncated, **figures(rows, threshold)}

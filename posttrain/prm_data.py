@@ -17,7 +17,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer
 
 from engine.prm_formats import End, encode_prompt, encode_steps
-from posttrain.data import IGNORED
+from posttrain.guards import IGNORED
 
 
 class Reading(NamedTuple):

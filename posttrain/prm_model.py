@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 from transformers.modeling_outputs import TokenClassifierOutput
 
 from engine.prm_likelihood import step_features, unembedding
-from posttrain.data import IGNORED
+from posttrain.guards import IGNORED
 
 FITTED_ROWS = 512
 """Rows that the start weights of the likelihood term are fitted on."""

@@ -1,9 +1,22 @@
-"""The stages `sft`, `dpo` and `prm`: a model and its training rows in, a model out."""
+"""The stages of `posttrain`: a model and its training rows in, a model out."""
 
 from __future__ import annotations
 
 from acorn.stage import Stage
-from posttrain.config import DpoConfig, PosttrainExecution, PrmConfig, PrmExecution, SftConfig
+from posttrain.config import (
+    ChatRowsConfig,
+    DistillConfig,
+    DpoConfig,
+    GrpoConfig,
+    PosttrainExecution,
+    PreferenceRowsConfig,
+    PrmConfig,
+    PrmExecution,
+    RowsExecution,
+    SftConfig,
+    SoupConfig,
+    SoupExecution,
+)
 
 STAGES: tuple[Stage, ...] = (
     Stage(
@@ -15,8 +28,10 @@ STAGES: tuple[Stage, ...] = (
         output="model",
         run="posttrain.trl:sft",
         imports_torch=True,
-        inputs={"model": "model", "chat": "chat"},
+        inputs={"model": "model", "chat": "chat", "tokenizer?": "tokenizer"},
+        more="chat",
         check="posttrain.check:check_sft",
+        check_roles="posttrain.roles:check_weights",
         launcher="accelerate",
     ),
     Stage(
@@ -28,8 +43,10 @@ STAGES: tuple[Stage, ...] = (
         output="model",
         run="posttrain.trl:dpo",
         imports_torch=True,
-        inputs={"model": "model", "preferences": "preferences"},
+        inputs={"model": "model", "preferences": "preferences", "tokenizer?": "tokenizer"},
+        more="preferences",
         check="posttrain.check:check_dpo",
+        check_roles="posttrain.roles:check_weights",
         launcher="accelerate",
     ),
     Stage(
@@ -44,5 +61,63 @@ STAGES: tuple[Stage, ...] = (
         inputs={"model": "model", "steps": "steps"},
         check="posttrain.check:check_prm",
         launcher="accelerate",
+    ),
+    Stage(
+        name="grpo",
+        package="posttrain",
+        version=1,
+        identity=GrpoConfig,
+        execution=PosttrainExecution,
+        output="model",
+        run="posttrain.online:grpo",
+        imports_torch=True,
+        inputs={"model": "model", "corpus": "corpus", "tokenizer?": "tokenizer"},
+        check="posttrain.check:check_grpo",
+        check_roles="posttrain.roles:check_grpo",
+        launcher="accelerate",
+    ),
+    Stage(
+        name="distill",
+        package="posttrain",
+        version=1,
+        identity=DistillConfig,
+        execution=PosttrainExecution,
+        output="model",
+        run="posttrain.online:distill",
+        imports_torch=True,
+        inputs={"model": "model", "teacher": "model", "chat": "chat", "tokenizer?": "tokenizer"},
+        more="chat",
+        check="posttrain.check:check_distill",
+        check_roles="posttrain.roles:check_weights",
+        launcher="accelerate",
+    ),
+    Stage(
+        name="soup",
+        package="posttrain",
+        version=1,
+        identity=SoupConfig,
+        execution=SoupExecution,
+        output="model",
+        run="posttrain.soup:soup",
+        more="model",
+        check_roles="posttrain.roles:check_soup",
+    ),
+    Stage(
+        name="chat_rows",
+        package="posttrain",
+        version=1,
+        identity=ChatRowsConfig,
+        execution=RowsExecution,
+        output="chat",
+        run="posttrain.rows:chat_rows",
+    ),
+    Stage(
+        name="preference_rows",
+        package="posttrain",
+        version=1,
+        identity=PreferenceRowsConfig,
+        execution=RowsExecution,
+        output="preferences",
+        run="posttrain.rows:preference_rows",
     ),
 )

@@ -1,12 +1,13 @@
 """What every trainer of this package needs around transformers' Trainer, whichever library it comes from.
 
 acorn's rows, folders, checkpoints and tracker come in here, and what would pass in silence is refused: one process
-where several were asked for, no DDP around the model (transformers 5.23, accelerate 1.15).
+where several were asked for, no DDP around the model, a loss that is not a number (transformers 5.23, accelerate 1.15).
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,17 +18,49 @@ import torch
 import yaml
 from accelerate.state import AcceleratorState
 from accelerate.utils import broadcast_object_list
-from transformers import PreTrainedTokenizerBase, TrainerCallback
+from transformers import PreTrainedTokenizerBase, Trainer, TrainerCallback
 
 from acorn.launch import accelerate_config
 from acorn.stage import Job
+from acorn.stopping import Stopped, StopRequest
 from acorn.tracking import Tracker
 from posttrain.arguments import misplaced, split_batch
 from posttrain.checkpoint import Checkpoint, newest_whole
 from posttrain.config import PosttrainConfig, PosttrainExecution
 
 TRAINED = {"loss", "learning_rate", "grad_norm", "epoch", "mean_token_accuracy", "entropy", "aux_loss"}
-"""Of Trainer's log lines, what is passed on as `train/...`, beside everything under `rewards/`, `logps/`, `logits/`."""
+TRAINED |= {"reward", "reward_std", "frac_reward_zero_std", "kl"}
+GROUPS = ("rewards/", "logps/", "logits/", "completions/")
+"""Of Trainer's log lines, what is passed on as `train/...`: these names, and everything under these groups."""
+
+
+class NotFinite(ArithmeticError):
+    """A loss or gradient that is no number; the weights are still those of the step before."""
+
+
+class FiniteUpdates(Trainer):  # type: ignore[misc]
+    """Mixin for a TRL trainer: raises NotFinite before the update, where Trainer would log the average of other losses
+    instead and go on with weights that are no numbers any more."""
+
+    def training_step(self, *arguments: Any, **named: Any) -> Any:
+        loss = super().training_step(*arguments, **named)
+        if not torch.isfinite(loss).all():
+            self._refuse("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, *arguments: Any, **named: Any) -> Any:
+        norm = super()._get_grad_norm(*arguments, **named)
+        # Under fp16 the scaler looks for overflows itself, and leaves such steps out. DeepSpeed has none before a step.
+        if norm is not None and not self.args.fp16 and not torch.isfinite(torch.as_tensor(norm)).all():
+            self._refuse("gradient norm", norm)
+        return norm
+
+    def _refuse(self, what: str, value: Any) -> None:
+        raise NotFinite(
+            f"step {self.state.global_step + 1}: the {what} is {float(value)}, so the weights are left as they were; "
+            "lower the learning rate, set training.max_grad_norm, or look for broken rows with "
+            "`acorn data show RECIPE STEP --labels`"
+        )
 
 
 def trainer_arguments(job: Job) -> dict[str, Any]:
@@ -74,9 +107,10 @@ def train(job: Job, trainer: Any, flops_per_token: int, finish: Callable[[], Map
     newest = newest_checkpoint(trainer)
     trainer._total_train_tokens = newest.tokens if newest else 0  # Trainer starts at 0 again after a resume
     parameters = count_parameters(trainer)
-    with job.track(resume_step=newest.step if newest else None) as tracker:
-        trainer.add_callback(TrackerCallback(tracker, trainer, expected_kind(job)))
+    with job.track(resume_step=newest.step if newest else None) as tracker, StopRequest() as stop:
+        trainer.add_callback(TrackerCallback(tracker, trainer, expected_kind(job), stop))
         trainer.train(resume_from_checkpoint=str(newest.path) if newest else None)
+        raise_if_stopped(trainer)
         tokens = trainer._total_train_tokens
         last = next(line for line in reversed(trainer.state.log_history) if "loss" in line)
         metrics = {
@@ -89,6 +123,20 @@ def train(job: Job, trainer: Any, flops_per_token: int, finish: Callable[[], Map
     return metrics
 
 
+def raise_if_stopped(trainer: Any) -> None:
+    """Raise Stopped where SIGTERM ended training before its last step; the checkpoint of the step is written."""
+    step, steps = trainer.state.global_step, trainer.state.max_steps
+    if step >= steps:
+        return
+    if trainer.args.should_save:
+        print(
+            f"\nSIGTERM: stopped after step {step} of {steps}, with its checkpoint in "
+            f"{trainer.args.output_dir}/checkpoint-{step}. The same command goes on from there.",
+            file=sys.stderr,
+        )
+    raise Stopped(step)
+
+
 def newest_checkpoint(trainer: Any) -> Checkpoint | None:
     """Rank 0's newest whole checkpoint, the same for all processes."""
     found = [newest_whole(Path(trainer.args.output_dir), trainer.layout) if trainer.args.should_save else None]
@@ -97,10 +145,11 @@ def newest_checkpoint(trainer: Any) -> Checkpoint | None:
 
 
 class TrackerCallback(TrainerCallback):  # type: ignore[misc]
-    """Passes Trainer's log lines on to acorn's tracker, checks what the model was wrapped in, ends the run well."""
+    """Passes Trainer's log lines on to acorn's tracker, checks what the model was wrapped in, ends the run well: after
+    the last step, or after SIGTERM with a checkpoint."""
 
-    def __init__(self, tracker: Tracker, trainer: Any, kind: str) -> None:
-        self.tracker, self.trainer, self.kind = tracker, trainer, kind
+    def __init__(self, tracker: Tracker, trainer: Any, kind: str, stop: StopRequest) -> None:
+        self.tracker, self.trainer, self.kind, self.stop = tracker, trainer, kind, stop
         self.tokens, self.since = 0, 0.0
 
     def on_train_begin(self, *_: Any, **__: Any) -> None:
@@ -112,6 +161,16 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]
             control.should_log = True  # however few steps there are, the last one is logged
             # Trainer resumes from a checkpoint of the last step with one step more (transformers 5.23).
             control.should_save = False
+        elif state.global_step % self.trainer.steps_between_states == 0 and self._asked_to_stop():
+            control.should_save = control.should_log = control.should_training_stop = True
+
+    def _asked_to_stop(self) -> bool:
+        """Whether any process got SIGTERM: then all of them stop behind the same step."""
+        if not torch.distributed.is_initialized():
+            return self.stop.asked
+        asked = torch.tensor(int(self.stop.asked), device=self.trainer.args.device)
+        torch.distributed.all_reduce(asked, op=torch.distributed.ReduceOp.MAX)
+        return bool(asked.item())
 
     def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
         if "eval_loss" in logs:
@@ -127,7 +186,7 @@ class TrackerCallback(TrainerCallback):  # type: ignore[misc]
 
 def passed_on(logs: Mapping[str, float]) -> dict[str, float]:
     """Trainer's log line under acorn's metric names."""
-    kept = (name for name in logs if name in TRAINED or name.startswith(("rewards/", "logps/", "logits/")))
+    kept = (name for name in logs if name in TRAINED or name.startswith(GROUPS))
     return {f"train/{name}": logs[name] for name in kept}
 
 
@@ -150,17 +209,22 @@ def _numel(parameter: Any) -> int:
     return int(getattr(parameter, "ds_numel", parameter.numel()))  # ZeRO-3 leaves an empty tensor here
 
 
-def save_weights(job: Job, trainer: Any) -> Any:
-    """Write `config.json` and the weights, gathered from all processes, to `job.out`; the model on rank 0."""
+def save_weights(job: Job, trainer: Any) -> bool:
+    """Write `config.json` and the weights, gathered from all processes, to `job.out`; whether this process did so."""
     sharded = trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if sharded else None  # all ranks take part
     if job.rank != 0:
-        return None
+        return False
     model = trainer.accelerator.unwrap_model(trainer.model_wrapped)
+    if getattr(job.config, "lora", None) is not None:
+        from posttrain.adapters import save_adapted
+
+        save_adapted(job, model, weights)
+        return True
     if weights is not None:  # gathered tensors no longer share memory, so a tied head would be written twice
         weights = {name: tensor for name, tensor in weights.items() if name not in model.all_tied_weights_keys}
     model.save_pretrained(job.out, state_dict=weights)
-    return model
+    return True
 
 
 @contextmanager

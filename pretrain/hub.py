@@ -1,4 +1,4 @@
-"""The stage `hub_model`: a Llama-type model made elsewhere, as an artifact like our own.
+"""The stage `hub_model`: a model of the Llama type, or SmolLM3, made elsewhere, as an artifact like our own.
 
 Files are copied, weights as they are; several safetensors files become one, since a model artifact has one. Pickled
 weights are never opened: loading them runs whatever code they hold.
@@ -18,6 +18,8 @@ from pretrain.convert import special_ids
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 TEMPLATE = "chat_template.jinja"
+ARCHITECTURES = ("LlamaForCausalLM", "SmolLM3ForCausalLM")
+"""Post-training and evaluation take both; pre-training goes on from, and GGUF is written of, the first alone."""
 PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 
@@ -55,9 +57,10 @@ def _refuse_unsuitable(source: Path) -> None:
         if not (source / name).exists():
             raise ValueError(f"{source} has no {name}: a model comes with its config and a fast tokenizer")
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
-    if config.get("architectures") != ["LlamaForCausalLM"]:
+    if config.get("architectures") not in [[name] for name in ARCHITECTURES]:
         raise ValueError(
-            f"{source} is {config.get('architectures')} ({config.get('model_type')}); acorn takes LlamaForCausalLM"
+            f"{source} is {config.get('architectures')} ({config.get('model_type')}); acorn takes "
+            f"{' and '.join(ARCHITECTURES)}"
         )
     if not (source / WEIGHTS).exists() and not (source / INDEX).exists():
         pickled = sorted(path.name for pattern in PICKLED for path in source.glob(pattern))

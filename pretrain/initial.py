@@ -32,6 +32,8 @@ class InitialWeights:
     def __init__(self, folder: Path) -> None:
         self._file = folder / "model.safetensors"
         config: dict[str, Any] = json.loads((folder / "config.json").read_text())
+        if (kind := config.get("model_type", "llama")) != "llama":
+            raise ValueError(f"{folder} is a {kind}; nanotron 0.4 goes on from Llamas alone")
         self._heads: int = config["num_attention_heads"]
         self._key_value_heads: int = config.get("num_key_value_heads") or self._heads
 

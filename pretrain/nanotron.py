@@ -33,6 +33,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from acorn import devices
+from acorn.stopping import Stopped, StopRequest
 from acorn.tracking import Tracker
 from pretrain.checkpoints import CheckpointFolder
 from pretrain.config import PretrainConfig, PretrainExecution
@@ -40,7 +41,6 @@ from pretrain.data import Samples, TokenFile, micro_batches, validation_batches
 from pretrain.estimate import flops_per_token
 from pretrain.initial import InitialWeights
 from pretrain.spikes import SpikeGuard
-from pretrain.stopping import Stopped, StopRequest
 
 RESIDUAL_PROJECTIONS = ("o_proj.weight", "down_proj.weight")
 

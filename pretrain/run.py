@@ -14,6 +14,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from acorn.stage import Job
+from acorn.stopping import StopRequest
 from pretrain import compat
 from pretrain.arguments import Split, nanotron_config, split_batch
 from pretrain.checkpoints import Checkpoint, CheckpointFolder
@@ -22,7 +23,6 @@ from pretrain.convert import convert
 from pretrain.data import TokenFile, open_train, read_meta
 from pretrain.estimate import estimate
 from pretrain.inputs import vocabulary
-from pretrain.stopping import StopRequest
 
 if TYPE_CHECKING:
     from acorn.tracking import Tracker

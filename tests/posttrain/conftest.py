@@ -11,7 +11,7 @@ from posttrain.stage import STAGES
 from tests.jobs import make_job, run_here
 from tests.posttrain.world import SETTINGS, write_chat, write_pairs
 
-SFT, DPO, PRM = STAGES
+SFT, DPO, PRM, GRPO, DISTILL, SOUP, CHAT_ROWS, PREFERENCE_ROWS = STAGES
 
 
 @pytest.fixture(scope="session")

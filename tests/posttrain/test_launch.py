@@ -60,6 +60,27 @@ def test_two_sharded_processes_train_checkpoint_and_write_as_one_does(fine_tuned
     assert (job.out / "config.json").read_text() == (fine_tuned.out / "config.json").read_text()
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("accelerate", ["zero2", "zero3"])
+def test_two_processes_under_deepspeed_train_checkpoint_and_write_as_one_does(
+    accelerate: str, fine_tuned: Job, tmp_path: Path
+) -> None:
+    execution = {"device": "cpu", "processes": 2, "accelerate": accelerate, "logging_steps": 1, "save_steps": 9}
+    job = make_job(SFT, tmp_path / "staging" / "key", fine_tuned.config.model_dump(), execution, fine_tuned.inputs)
+    file = job_file(job, job.scratch / "job.json")
+    command = [
+        "tests.posttrain.zero_on_cpu" if part == "posttrain" else part
+        for part in command_line(SFT, file, job.execution)
+    ]
+    code, output = finish(command, {**environment(job.execution, tmp_path), "DS_ACCELERATOR": "cpu"})
+    assert code == 0, output[-6000:]
+    assert logged(job, "train/loss") == pytest.approx(logged(fine_tuned, "train/loss"), abs=1e-4)
+    assert newest_whole(job.scratch / "checkpoints", "deepspeed-2").step == 9  # type: ignore[union-attr]
+    ours, whole = (load_file(folder / "model.safetensors") for folder in (job.out, fine_tuned.out))
+    assert ours.keys() == whole.keys()
+    assert all(torch.allclose(ours[name], whole[name], atol=1e-4) for name in ours)
+
+
 def test_every_shipped_file_is_one_the_tests_know() -> None:
     assert KINDS.keys() == set(SHIPPED)
 

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from acorn.stopping import Stopped
 from pretrain import compat
 from pretrain.config import PretrainConfig, SkipSpikes
 from pretrain.spikes import SpikeGuard
-from pretrain.stopping import Stopped
 from tests.pretrain.test_resume import files_of
 from tests.pretrain.world import CONFIG, job_in, logged, sigterm_at, train, write_tokens
 

@@ -15,9 +15,9 @@ import pytest
 from acorn import launch
 from acorn.launch import GRACE_SECONDS, Terminated, grace_seconds, stop_group
 from acorn.stage import Job
+from acorn.stopping import Stopped, StopRequest
 from pretrain.checkpoints import CheckpointFolder
 from pretrain.config import PretrainExecution
-from pretrain.stopping import Stopped, StopRequest
 from tests.pretrain.test_resume import files_of
 from tests.pretrain.world import job_in, logged, sigterm_at, train
 

@@ -1,0 +1,1 @@
+"""`acorn data`: a person looks at rows."""
