@@ -17,7 +17,8 @@ import signal
 import sys
 
 UNSAFE, BROKEN = 97, 96
-NOBODY = 65534
+NOBODY = 1 << 30
+"""Plus this process's number: a user of its own, so that sandboxes side by side are not counted together."""
 _NEWNS, _NEWUSER, _NEWPID, _NEWNET, _NEWIPC = 0x20000, 0x10000000, 0x20000000, 0x40000000, 0x08000000
 _MS_REC_PRIVATE = 0x4000 | 1 << 18
 _MOUNT_SETATTR = 442  # the same number on every architecture (Linux 5.12)
@@ -33,6 +34,7 @@ def main() -> int:
     apart = sys.platform == "linux" and _set_apart(libc)
     if not apart and limits["isolation"] == "required":
         return UNSAFE
+    limits["user"] = NOBODY + os.getpid()
     child = os.fork()  # In a namespace of its own it is process 1: its end is the end of all that it started.
     if child == 0:
         try:
@@ -88,16 +90,16 @@ def _enter(libc: ctypes.CDLL, limits: dict[str, float], apart: bool) -> None:
     if apart:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     if as_nobody:
-        _become_nobody(libc)
+        _become_nobody(libc, int(limits["user"]))
     os.execve(sys.executable, [sys.executable, "-I", "-S", "-"], {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})
 
 
-def _become_nobody(libc: ctypes.CDLL) -> None:
+def _become_nobody(libc: ctypes.CDLL, user: int) -> None:
     """From root to nobody, whose processes are counted; only reading stays, as Python may be installed for root."""
     os.setgroups([])
-    os.setgid(NOBODY)
+    os.setgid(user)
     libc.prctl(_SET_KEEPCAPS, 1)
-    os.setuid(NOBODY)
+    os.setuid(user)
     header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # _LINUX_CAPABILITY_VERSION_3, this process
     sets = (ctypes.c_uint32 * 6)(*(1 << _DAC_READ_SEARCH,) * 3, 0, 0, 0)
     if libc.capset(ctypes.byref(header), ctypes.byref(sets)) != 0:

@@ -84,7 +84,8 @@ def provenance(job: Job, parent: str | None) -> dict[str, Any]:
 
 def evaluation_inputs(job: Job) -> list[Path]:
     """Folders of the inputs that rows must not overlap with: the named ones, and the corpus's own test problems."""
-    own = [folder for role, folder in job.inputs.items() if role == "corpus" and (folder / _TESTS).exists()]
+    corpus = job.inputs.get("corpus")
+    own = [corpus] if corpus is not None and (corpus / _TESTS).exists() and (corpus / _TESTS).stat().st_size else []
     return own + [folder for role, folder in job.inputs.items() if role not in ROLES]
 
 

@@ -31,7 +31,7 @@ _MEMORY = (b"MemoryError", b"Cannot allocate memory")
 
 class Verdict(NamedTuple):
     reason: str | None
-    """None: it passed. Else `failed_tests`, `timeout`, `out_of_memory`, `too_much_output`."""
+    """None: it passed. Else `failed_tests`, `too_slow`, `out_of_memory`, `too_much_output`."""
     output: str
     """The end of what it printed."""
 
@@ -59,7 +59,7 @@ def run_tests(code: str, tests: str, limits: Sandbox) -> Verdict:
     if any(word.decode() in output for word in _MEMORY):
         return Verdict("out_of_memory", output)
     killed_for_time = status in (128 + signal.SIGXCPU, 128 + signal.SIGKILL)
-    return Verdict("timeout" if killed_for_time else "failed_tests", output)
+    return Verdict("too_slow" if killed_for_time else "failed_tests", output)
 
 
 def run_all(programs: Sequence[tuple[str, str]], limits: Sandbox) -> list[Verdict]:
@@ -101,7 +101,7 @@ def _attend(process: subprocess.Popen[bytes], program: bytes, deadline: float) -
         ready.register(process.stdout, selectors.EVENT_READ)
         while ended is None:
             if not ready.select(max(deadline - time.monotonic(), 0)):
-                ended = "timeout"
+                ended = "too_slow"
                 break
             piece = os.read(process.stdout.fileno(), 1 << 16)
             if not piece:
@@ -116,4 +116,4 @@ def _attend(process: subprocess.Popen[bytes], program: bytes, deadline: float) -
         try:
             return text, None, process.wait(max(deadline - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
-            return text, "timeout", -1
+            return text, "too_slow", -1

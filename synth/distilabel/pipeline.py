@@ -53,12 +53,18 @@ def execute(
     cache = scratch / "distilabel"
     shutil.rmtree(cache, ignore_errors=True)
     failures = _Failures()
+    others = set(multiprocessing.active_children())
     with _patched(cache), process_kept():
         with _make_pipeline(cache, ray) as pipeline:
             load = LoadDataFromDicts(data=[dict(row) for row in rows], batch_size=batch_size)
             load >> make_step()
         try:
             distiset = pipeline.run(use_cache=False, logging_handlers=[failures])
+        except KeyboardInterrupt:
+            # The pool's children are no daemons: one that is left would be waited for at exit.
+            for child in set(multiprocessing.active_children()) - others:
+                child.kill()
+            raise
         except RuntimeError as error:
             raise RuntimeError("distilabel's pipeline did not run:\n" + "\n".join(failures.messages)) from error
         finally:
@@ -78,7 +84,11 @@ def _make_pipeline(cache: Path, ray: Mapping[str, Any] | None) -> Any:
 
 
 class _Pipeline(Pipeline):  # type: ignore[misc]
-    """Waits for the error of a step that could not load, which comes by another way than the news that it could not."""
+    """Waits for the error of a step that could not load, which comes by another way than the news that it could not.
+
+    Ctrl-C is a KeyboardInterrupt and ends it at once: distilabel's own handler asks the steps to finish their batches,
+    and a second later everybody waits for everybody.
+    """
 
     def __init__(self, **arguments: Any) -> None:
         super().__init__(**arguments)
@@ -88,9 +98,20 @@ class _Pipeline(Pipeline):  # type: ignore[misc]
         super()._error_callback(e)
         self._heard.set()
 
+    def _handle_keyboard_interrupt(self) -> Any:
+        return signal.signal(signal.SIGINT, _interrupted)
+
     def _set_steps_not_loaded_exception(self) -> None:
         self._heard.wait(timeout=10)
         super()._set_steps_not_loaded_exception()
+
+
+def _interrupted(*_: Any) -> None:
+    """Ctrl-C reaches the steps, too; that the pool replaces one that it ended is no news now, and must not be raised
+    in the midst of taking the pool down."""
+    for number in (signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
 
 
 class _Failures(logging.Handler):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ import pytest
 from distilabel.models import LLM
 
 from synth.distilabel import generate
-from synth.stage import CHAT_DATA
+from synth.stage import CHAT_DATA, REWRITE
 from tests.jobs import make_job, run_here
+from tests.synth.conftest import Scripted
+from tests.synth.test_making import mail, texts_corpus
 from tests.synth.worlds import files, problem, write_corpus
 
 _RUN = """
@@ -58,6 +61,49 @@ def test_a_killed_step_leaves_no_process_and_resumes_with_the_same_bytes(tmp_pat
     whole = make_job(CHAT_DATA, tmp_path / "whole", {"talk": 0}, inputs={"corpus": corpus})
     run_here(CHAT_DATA, whole)
     assert files(job.out) == files(whole.out)
+
+
+_REWRITE = """
+import json, sys, faulthandler; faulthandler.dump_traceback_later(75)
+from pathlib import Path
+from synth.stage import REWRITE
+from tests.jobs import make_job, run_here
+folder, corpus, config = sys.argv[1:]
+run_here(REWRITE, make_job(REWRITE, Path(folder), json.loads(config), {"shard_size": 1}, {"corpus": Path(corpus)}))
+"""
+
+
+def test_ctrl_c_leaves_no_process_and_nothing_is_asked_twice(scripted_server: Scripted, tmp_path: Path) -> None:
+    texts = [mail(number, "then") for number in range(8)]
+    corpus = texts_corpus(tmp_path / "corpus", *texts)
+    config = {"llm": scripted_server.llm(), "min_words": 5, "tones": {"friendly": "Make it friendlier."}}
+    config["filters"] = {"minhash": None, "repetition": None}
+    folder = tmp_path / "killed"
+    shards = folder / "scratch" / "shards"
+    before = len(scripted_server.asked())
+    worker = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", _REWRITE, str(folder), str(corpus), json.dumps(config)],
+        cwd=Path(__file__).parents[2],
+        start_new_session=True,
+        stderr=(tmp_path / "stderr").open("w"),
+    )
+    try:
+        _wait(lambda: len(list(shards.glob("*.jsonl"))) >= 2 and len(_session(worker.pid)) >= 4, worker)
+        os.killpg(worker.pid, signal.SIGINT)  # As a terminal does: to every process of the group.
+        assert worker.wait(60) != 0
+        done = len(list(shards.glob("*.jsonl")))
+        assert done < 8
+        _wait(lambda: not _session(worker.pid))
+    finally:
+        for process in _session(worker.pid):
+            process.kill()
+    job = make_job(REWRITE, folder, config, {}, {"corpus": corpus})
+    run_here(REWRITE, make_job(REWRITE, folder, config, {"shard_size": 1}, {"corpus": corpus}))
+    asked = scripted_server.asked()[before:]
+    assert [asked.count(text) for text in texts].count(1) >= 7, "at most the shard that was cut is asked again"
+    whole = make_job(REWRITE, tmp_path / "whole", config, {"shard_size": 3}, {"corpus": corpus})
+    run_here(REWRITE, whole)
+    assert files(whole.out) == files(job.out)
 
 
 class BrokenLLM(LLM):
