@@ -85,6 +85,10 @@ class LlamaCppEngine(ResubmitEngine):
         self._pool.shutdown()
         self._server.close()
 
+    def ask(self, path: str, body: dict[str, Any]) -> Any:
+        """llama.cpp's own `/tokenize`, `/detokenize` or `/apply-template`, for callers that have text."""
+        return self._server.request(path, body)
+
     def _complete(self, requests: Sequence[Request], sampling: Sampling, stop: Stops) -> list[Completion]:
         texts = shortest([self._text(tuple(sequence)) for sequence in stop])
         slots = len(self._cached)

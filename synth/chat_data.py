@@ -11,7 +11,8 @@ from typing import Any
 
 from acorn.problems import WordProblem
 from acorn.stage import Job
-from synth.asking import ask, choose_problems, publish, tokens
+from synth.asking import ask, choose_problems, note_provenance, publish, tokens
+from synth.budget import OVER
 from synth.config import ChatDataConfig
 from synth.curate import by_id, counts, normalise, rates
 from synth.shards import Row
@@ -29,9 +30,12 @@ def run(job: Job) -> dict[str, float]:
     def conclude(answers: list[list[Row]]) -> dict[str, Any]:
         kept, rejected = judge(prompts, answers, config)
         rejected += [_row(problem_prompt(problem), None, problem["id"]) | {"reason": why} for problem, why in refused]
+        unasked = [prompt for prompt, own in zip(prompts, answers, strict=True) if not own]
+        rejected += [_row(prompt, None, prompt["id"]) | {"reason": OVER} for prompt in unasked]
         stats = _stats(kept, rejected, prompts, answers)
         _require(stats, config)
         publish(job.out, by_id(kept), by_id(rejected), stats)
+        note_provenance(job, by_id(kept), lambda row: str(row["id"]).rpartition("-")[0])
         return stats
 
     return ask(job, asked, conclude)

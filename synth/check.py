@@ -13,17 +13,51 @@ from acorn.stage import Execution, Identity, Problem
 
 
 def check(identity: Identity, execution: Execution) -> list[Problem]:
-    """Problems in `llm` (the LLM class's fields, its generation arguments) and `dedup` (MinHashDedup's fields)."""
-    from synth.config import ChatDataConfig, PreferencePairsConfig
+    """Problems in `llm` (the LLM class's fields, its generation arguments), `rank` and `dedup` (MinHashDedup's)."""
+    from synth.config import ChatDataConfig, JudgeRank, PreferencePairsConfig
 
     assert isinstance(identity, ChatDataConfig | PreferencePairsConfig)
-    problems = _check_llm(identity.llm)
+    problems = _check_llm(identity.llm) + _check_ray(execution)
     if isinstance(identity, ChatDataConfig):
-        return problems + _check_dedup(identity)
+        return problems + _check_dedup("dedup", identity.dedup)
     if identity.llm["type"] != "model":
         message = "pairs rank samples of the step's `model` input, so the type must be 'model'"
         problems.insert(0, Problem("llm.type", message))
+    if isinstance(identity.rank, JudgeRank):
+        problems += _check_llm(identity.rank.llm, "rank.llm")
     return problems
+
+
+def check_making(identity: Identity, execution: Execution) -> list[Problem]:
+    """The same of the stages that let an LLM write, with their filters."""
+    from synth.language import KNOWN
+    from synth.making_config import Made, MagpieConfig, pre_query
+
+    assert isinstance(identity, Made)
+    llm = pre_query(identity.llm) if isinstance(identity, MagpieConfig) else identity.llm
+    filters = identity.filters
+    problems = _check_llm(llm) + _check_ray(execution) + _check_dedup("filters.minhash", filters.minhash)
+    if filters.tags is not None:
+        problems += _check_llm(filters.tags.llm, "filters.tags.llm")
+    if filters.language is not None:
+        problems += _unknown("filters.language.keep", filters.language.keep, set(KNOWN), "synth.language")
+    return problems
+
+
+def _check_ray(execution: Execution) -> list[Problem]:
+    from importlib.util import find_spec
+
+    from synth.config import PairsExecution
+    from synth.distilabel import ray_arguments
+
+    assert isinstance(execution, PairsExecution)
+    if execution.ray is None:
+        return []
+    if problems := _unknown("ray", execution.ray, ray_arguments(), "distilabel's RayPipeline"):
+        return problems
+    if find_spec("ray") is None:
+        return [Problem("ray", "Ray is not installed: pip install 'distilabel[ray]', or leave `ray` out")]
+    return []
 
 
 def check_steps(identity: Identity, execution: Execution) -> list[Problem]:
@@ -48,56 +82,56 @@ def check_steps(identity: Identity, execution: Execution) -> list[Problem]:
     return []
 
 
-def _check_llm(llm: dict[str, Any]) -> list[Problem]:
+def _check_llm(llm: dict[str, Any], field: str = "llm") -> list[Problem]:
     from synth.distilabel import LLM_CLASSES, SET_BY_ACORN
 
     kind = llm["type"]
     arguments = {key: value for key, value in llm.items() if key != "type"}
     if "api_key" in arguments:
         message = "a key in a recipe ends up in the manifest: set the environment variable OPENAI_API_KEY instead"
-        return [Problem("llm.api_key", message)]
+        return [Problem(f"{field}.api_key", message)]
     cls = LLM_CLASSES[kind]
     known = set(cls.model_fields) - SET_BY_ACORN[kind]
-    problems = _unknown("llm", arguments, known, f"distilabel's {_library_name(cls)}")
+    problems = _unknown(field, arguments, known, f"distilabel's {_library_name(cls)}")
     given = arguments.get("generation_kwargs", {})
     # A pipeline step passes these two itself; `self` is nobody's to give.
     accepted = set(inspect.signature(_generate_method(cls)).parameters) - {"self", "input", "inputs", "num_generations"}
-    problems += _unknown("llm.generation_kwargs", given, accepted, f"{cls.__name__}.generate")
-    return problems or _ask_class(cls, kind, arguments)
+    problems += _unknown(f"{field}.generation_kwargs", given, accepted, f"{cls.__name__}.generate")
+    return problems or _ask_class(cls, kind, arguments, field)
 
 
-def _ask_class(cls: type[Any], kind: str, arguments: dict[str, Any]) -> list[Problem]:
+def _ask_class(cls: type[Any], kind: str, arguments: dict[str, Any], field: str) -> list[Problem]:
     """What the class says about the values; the fields that the stage fills in get stand-ins."""
-    filled = {"teacher": {"problems": "train.jsonl"}, "model": {"model": "model"}, "openai": {}}[kind]
+    filled = {"teacher": {"problems": "train.jsonl"}, "openai": {}}.get(kind, {"model": "model"})
     # The class's fields alone: a distilabel LLM that failed to validate complains again when it is deleted.
-    fields: dict[str, Any] = {name: (field.annotation, field) for name, field in cls.model_fields.items()}
+    fields: dict[str, Any] = {name: (info.annotation, info) for name, info in cls.model_fields.items()}
     shape = create_model(cls.__name__, __config__=cls.model_config, **fields)
     try:
         shape(**{**filled, **arguments})
     except ValidationError as error:
-        return [Problem(".".join(["llm", *map(str, one["loc"])]), one["msg"]) for one in error.errors()]
+        return [Problem(".".join([field, *map(str, one["loc"])]), one["msg"]) for one in error.errors()]
     return []
 
 
-def _check_dedup(identity: Any) -> list[Problem]:
+def _check_dedup(field: str, arguments: dict[str, Any] | None) -> list[Problem]:
     from distilabel.steps import MinHashDedup
 
     from synth.distilabel import near_duplicates
 
-    if identity.dedup is None:
+    if arguments is None:
         return []
     # The fields of the step itself, without those that every step has for a pipeline's sake.
     own = {name for name in MinHashDedup.__annotations__ if not name.startswith("_")} & set(MinHashDedup.model_fields)
-    if problems := _unknown("dedup", identity.dedup, own, "distilabel's MinHashDedup"):
+    if problems := _unknown(field, arguments, own, "distilabel's MinHashDedup"):
         return problems
-    if identity.dedup.get("tokenizer", "words") == "words":
-        return [Problem("dedup.tokenizer", "'words' needs a download of nltk's data: use `tokenizer: ngrams`")]
+    if arguments.get("tokenizer", "words") == "words":
+        return [Problem(f"{field}.tokenizer", "'words' needs a download of nltk's data: use `tokenizer: ngrams`")]
     try:
-        near_duplicates(["a first text", "a second text"], identity.dedup)
+        near_duplicates(["a first text", "a second text"], arguments)
     except ValidationError as error:
-        return [Problem(".".join(["dedup", *map(str, one["loc"])]), one["msg"]) for one in error.errors()]
+        return [Problem(".".join([field, *map(str, one["loc"])]), one["msg"]) for one in error.errors()]
     except ValueError as error:
-        return [Problem("dedup", str(error))]
+        return [Problem(field, str(error))]
     return []
 
 
@@ -108,7 +142,7 @@ def _generate_method(cls: type[Any]) -> Any:
 
 
 def _library_name(cls: type[Any]) -> str:
-    return "TransformersLLM" if cls.__name__ == "ModelLLM" else cls.__name__
+    return {"ModelLLM": "TransformersLLM", "ServerLLM": "OpenAILLM"}.get(cls.__name__, cls.__name__)
 
 
 def _unknown(field: str, given: Iterable[str], known: set[str], owner: str) -> list[Problem]:

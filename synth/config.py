@@ -12,7 +12,7 @@ from pydantic import AfterValidator, Field, model_validator
 
 from acorn.stage import Execution, Identity
 
-LLMType = Literal["teacher", "model", "openai"]
+LLMType = Literal["teacher", "model", "openai", "vllm", "gguf"]
 Corruption = Literal[
     "off_by_1", "off_by_10", "operand", "total", "operation", "skipped", "duplicated", "distractor", "final"
 ]
@@ -26,7 +26,25 @@ def _has_known_type(llm: dict[str, Any]) -> dict[str, Any]:
 
 
 LLMArguments = Annotated[dict[str, Any], AfterValidator(_has_known_type)]
-"""`{"type": "teacher" | "model" | "openai", ...}`; the rest goes to distilabel's LLM class under its own names."""
+"""`{"type": "teacher" | "model" | "openai" | "vllm" | "gguf", ...}`; the rest goes to distilabel's LLM class under its
+own names."""
+
+
+class Budget(Identity):
+    """What a step may ask of its LLM. Prompts that do not fit are rejected as `over_budget`, the last ones first.
+
+    Identity, because rows depend on it. Tokens are known only afterwards, so a shard may be asked in vain.
+    """
+
+    calls: int | None = Field(default=None, ge=1)
+    """Generations asked for, those from the response cache included."""
+    tokens: int | None = Field(default=None, ge=1)
+    """Tokens generated; what a prompt brings beyond is rejected with it."""
+
+
+def _not_given(value: Any) -> bool:
+    """Fields that came later leave no trace where they are not given: older recipes keep their keys."""
+    return value is None
 
 
 class Decontaminate(Identity):
@@ -63,8 +81,34 @@ class ChatDataConfig(_Problems):
     """Rows of small talk and bare arithmetic for each word problem, answered by the teacher's rules."""
     dedup: dict[str, Any] | None = Field({"tokenizer": "ngrams", "n": 5, "threshold": 0.95})
     """Arguments of distilabel's MinHashDedup over question and answer of the word problems; None turns it off."""
+    budget: Budget | None = Field(None, exclude_if=_not_given)
     max_parse_failures: float = Field(0.05, ge=0, le=1)
     """Share of answers without a readable result above which the step fails."""
+
+
+class JudgeRank(Identity):
+    """An LLM rates all samples of a prompt at once, by distilabel's UltraFeedback."""
+
+    type: Literal["judge"]
+    llm: LLMArguments
+    """The judge; `type: model` is the step's `judge` input."""
+    aspect: Literal["overall-rating", "helpfulness", "honesty", "instruction-following", "truthfulness"] = (
+        "overall-rating"
+    )
+    min_chosen: float = Field(0, ge=0)
+    """The best sample's rating must reach this; UltraFeedback's go from 1 to 5."""
+    max_unreadable: float = Field(0.2, ge=0, le=1)
+    """Share of prompts whose ratings cannot be read above which the step fails."""
+
+
+class RewardRank(Identity):
+    """A sequence classifier with one label scores each sample, by distilabel's RewardModelScore."""
+
+    type: Literal["reward"]
+    model: str | None = None
+    """A hub id; None: the step's `reward` input."""
+    min_margin: float = Field(0, ge=0)
+    """The best sample's score must be so much above the worst one's."""
 
 
 class PreferencePairsConfig(_Problems):
@@ -75,6 +119,9 @@ class PreferencePairsConfig(_Problems):
     """Samples per prompt."""
     reference_fallback: bool = True
     """Where no sample is right, the corpus's solution is the chosen one; else the prompt is rejected."""
+    rank: Annotated[JudgeRank | RewardRank, Field(discriminator="type")] | None = Field(None, exclude_if=_not_given)
+    """Who ranks the samples; None: they are executed and compared with the answer (`synth.verify`)."""
+    budget: Budget | None = Field(None, exclude_if=_not_given)
 
 
 class ExactLabels(Identity):
@@ -138,6 +185,11 @@ class PairsExecution(Execution):
     a model is loaded anew for each."""
     batch_size: int = Field(default=128, ge=1)
     """Sequences a model generates at a time. Sampling does not depend on it, but for float rounding."""
+    cache: Literal["auto", "on", "off"] = "auto"
+    """Of responses, in the registry's `cache/` folder. `auto` is on for servers alone: a local model draws the same
+    again, and without the cached ones a batch rounds differently."""
+    ray: dict[str, Any] | None = None
+    """Arguments of distilabel's RayPipeline (`ray_head_node_url`, `ray_init_kwargs`, `requirements`); None: here."""
 
 
 class ChatExecution(PairsExecution):

@@ -1,8 +1,9 @@
 """Stage `preference_pairs`: for each problem, a better and a worse answer of the model itself.
 
 The model samples `num_generations` answers per problem; the verifier ranks them by execution, so no judge model is
-needed. The chosen one is always right (final answer, every equation, ended by itself); pairs from the model's own
-samples keep DPO on policy, at the price that problems it always or never solves give none or a reference pair.
+needed (with `rank`, a judge or a reward model does it: `synth.ranking`). The chosen one is always right (final answer,
+every equation, ended by itself); pairs from the model's own samples keep DPO on policy, at the price that problems it
+always or never solves give none or a reference pair.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ from typing import Any
 
 from acorn.problems import WordProblem, is_correct
 from acorn.stage import Job
-from synth.asking import ask, choose_problems, publish, tokens
+from synth import ranking
+from synth.asking import ask, choose_problems, note_provenance, publish, tokens
+from synth.budget import OVER
 from synth.config import PreferencePairsConfig
 from synth.curate import by_id, counts, rates
 from synth.shards import Row
@@ -22,17 +25,20 @@ from synth.verify import Score, reason_to_reject, score
 def run(job: Job) -> dict[str, float]:
     """Make the pairs. Raises ValueError if there is none."""
     config: PreferencePairsConfig = job.config
+    if config.rank is not None:
+        return ranking.run(job)
     problems, refused = choose_problems(job)
 
     def conclude(samples: list[list[Row]]) -> dict[str, Any]:
         kept: list[Row] = []
         rejected = [_refused(problem, reason, []) for problem, reason in refused]
         for problem, group in zip(problems, samples, strict=True):
-            pair = make_pair(problem, group, config.reference_fallback)
+            pair = make_pair(problem, group, config.reference_fallback) if group else _refused(problem, OVER, [])
             (rejected if "reason" in pair else kept).append(pair)
         stats = _stats(kept, rejected, problems, samples)
         _require(stats)
         publish(job.out, by_id(kept), by_id(rejected), stats)
+        note_provenance(job, by_id(kept), lambda row: str(row["id"]))
         return stats
 
     return ask(job, [problem_prompt(problem) for problem in problems], conclude)

@@ -57,12 +57,23 @@ class Shards:
         """Shards finished without a gap: where a retry resumes."""
         return next((i for i, (*_, path) in enumerate(self._shards) if not path.exists()), len(self._shards))
 
+    def __len__(self) -> int:
+        return len(self._shards)
+
     def run(
-        self, answer: Callable[[Sequence[Any]], list[Row]], finished: Callable[[int, list[Row]], None]
+        self,
+        answer: Callable[[Sequence[Any]], list[Row]],
+        finished: Callable[[int, list[Row]], None],
+        enough: Callable[[list[Row]], bool] = lambda rows: False,
     ) -> list[Row]:
-        """Rows of all shards in order. `answer` is called for the missing ones, `finished` after each committed."""
+        """Rows of all shards in order. `answer` is called for the missing ones, `finished` after each committed.
+
+        Ends before a shard at which `enough` says so of the rows so far.
+        """
         rows: list[Row] = []
         for index, (first, last, path) in enumerate(tqdm(self._shards, desc="shards", unit="shard")):
+            if enough(rows):
+                break
             if path.exists():
                 rows += read_jsonl(path)
                 continue

@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parents[2]
 ALLOWED = {
     "nanotron": {"pretrain/nanotron.py", "pretrain/arguments.py", "pretrain/check.py", "pretrain/compat"},
     "datatrove": {"corpus/datatrove", "corpus/check.py"},
-    "distilabel": {"synth/distilabel.py", "synth/check.py", "synth/teacher.py"},
+    "distilabel": {"synth/distilabel", "synth/check.py"},
     "trl": {"posttrain/trl.py", "posttrain/online.py", "posttrain/check.py"},
     "lighteval": {"eval/lighteval.py", "eval/model.py", "eval/tasks.py", "eval/data.py", "eval/check.py"},
     "gguf": {"export/gguf.py", "export/vocabulary.py", "export/blocks.py"},

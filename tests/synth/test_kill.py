@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,8 +18,10 @@ import pytest
 from distilabel.models import LLM
 
 from synth.distilabel import generate
-from synth.stage import CHAT_DATA
+from synth.stage import CHAT_DATA, REWRITE
 from tests.jobs import make_job, run_here
+from tests.synth.conftest import Scripted
+from tests.synth.test_making import mail, texts_corpus
 from tests.synth.worlds import files, problem, write_corpus
 
 _RUN = """
@@ -58,6 +61,53 @@ def test_a_killed_step_leaves_no_process_and_resumes_with_the_same_bytes(tmp_pat
     whole = make_job(CHAT_DATA, tmp_path / "whole", {"talk": 0}, inputs={"corpus": corpus})
     run_here(CHAT_DATA, whole)
     assert files(job.out) == files(whole.out)
+
+
+_REWRITE = """
+import json, sys
+from pathlib import Path
+from synth.stage import REWRITE
+from tests.jobs import make_job, run_here
+folder, corpus, config = sys.argv[1:]
+run_here(REWRITE, make_job(REWRITE, Path(folder), json.loads(config), {"shard_size": 2}, {"corpus": Path(corpus)}))
+"""
+
+
+def test_ctrl_c_in_the_midst_of_a_request_leaves_no_process_and_ends_with_the_same_rows(
+    scripted_server: Scripted, tmp_path: Path
+) -> None:
+    texts = [mail(number, "SLOW then" if number == 4 else "then") for number in range(6)]
+    corpus = texts_corpus(tmp_path / "corpus", *texts)
+
+    def config(timeout: int) -> dict[str, Any]:
+        llm = scripted_server.llm(timeout=timeout)
+        made = {"llm": llm, "min_words": 5, "tones": {"friendly": "Make it friendlier."}, "max_parse_failures": 0.5}
+        return made | {"filters": {"minhash": None, "repetition": None}}
+
+    folder = tmp_path / "killed"
+    before = len(scripted_server.asked())
+    with (tmp_path / "stderr").open("w") as errors:
+        worker = subprocess.Popen(
+            [sys.executable, "-W", "ignore", "-c", _REWRITE, str(folder), str(corpus), json.dumps(config(60))],
+            cwd=Path(__file__).parents[2],
+            start_new_session=True,
+            stderr=errors,
+        )
+    try:
+        _wait(lambda: texts[4] in scripted_server.asked()[before:], worker)
+        os.killpg(worker.pid, signal.SIGINT)  # As a terminal does: to every process of the group.
+        assert worker.wait(60) != 0
+        assert "KeyboardInterrupt" in (tmp_path / "stderr").read_text()
+        _wait(lambda: not _session(worker.pid))
+    finally:
+        for process in _session(worker.pid):
+            process.kill()
+    assert 1 <= len(list((folder / "scratch" / "shards").glob("*.jsonl"))) < 3
+    job = make_job(REWRITE, folder, config(1), {"shard_size": 2}, {"corpus": corpus})
+    run_here(REWRITE, job)
+    whole = make_job(REWRITE, tmp_path / "whole", config(1), {}, {"corpus": corpus})
+    run_here(REWRITE, whole)
+    assert files(whole.out) == files(job.out)
 
 
 class BrokenLLM(LLM):

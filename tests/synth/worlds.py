@@ -34,4 +34,4 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def files(out: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(out.iterdir())}
+    return {path.name: path.read_bytes() for path in sorted(out.iterdir()) if path.is_file()}

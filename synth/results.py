@@ -1,0 +1,143 @@
+"""What a solution comes to, and the way it took: extracted, compared, and told apart from other ways."""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import selectors
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from acorn.problems import parse_number
+
+_WORKER = Path(__file__).with_name("latex.py")
+_START_SECONDS = 120.0
+_FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
+_HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
+_TOKENS = re.compile(r"\\[a-zA-Z]+|\d+(?:[.,]\d+)*|[a-zA-Z]+|[-+*/=^()<>{}]")
+
+
+def result_of(text: str) -> str | None:
+    r"""The content of the last `\boxed{}`, else what follows the last `####`."""
+    start = text.rfind("\\boxed{")
+    if start < 0:
+        lines = _HASHES.findall(text)
+        return str(lines[-1]).strip() if lines else None
+    depth = 0
+    for index in range(start + len("\\boxed"), len(text)):
+        depth += {"{": 1, "}": -1}.get(text[index], 0)
+        if depth == 0:
+            return text[start + len("\\boxed{") : index].strip() or None
+    return None
+
+
+def code_of(text: str) -> str | None:
+    """Python in an answer: its last fenced block, or all of it where it has no fence; None if that does not parse."""
+    blocks = _FENCE.findall(text)
+    code = blocks[-1] if blocks else text
+    try:
+        tree = ast.parse(code)
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return None
+    return code if tree.body else None
+
+
+def path_of(text: str) -> str:
+    """The way of a mathematical solution: its equations in order, without the words between them.
+
+    Two solutions with the same equations differ in wording alone. One without any equation is its own way.
+    """
+    equations = [" ".join(_TOKENS.findall(line)) for line in _formulas(text)]
+    return " ; ".join(equations) or " ".join(text.lower().split())
+
+
+def _formulas(text: str) -> list[str]:
+    """The pieces with an equals sign, without the prose around them."""
+    found = []
+    for line in text.splitlines():
+        for piece in re.findall(r"[^\s,;:!?$]*(?:\s*[-+*/^=]\s*[^\s,;:!?$]+)+", line):
+            if "=" in piece:
+                found.append(piece)
+    return found
+
+
+class _Renamed(ast.NodeTransformer):
+    """Names by the order in which they come, so that only the structure is left."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, str] = {}
+
+    def _new(self, name: str) -> str:
+        return self._names.setdefault(name, f"n{len(self._names)}")
+
+    def visit_Name(self, node: ast.Name) -> ast.AST:
+        return ast.copy_location(ast.Name(self._new(node.id), node.ctx), node)
+
+    def visit_arg(self, node: ast.arg) -> ast.AST:
+        return ast.copy_location(ast.arg(self._new(node.arg)), node)
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        node.name = self._new(node.name)
+        node.returns = None
+        if ast.get_docstring(node, clean=False) is not None:
+            node.body = node.body[1:] or [ast.Pass()]
+        return self.generic_visit(node)
+
+
+def path_of_code(code: str) -> str:
+    """The way of a program: its syntax tree without comments, docstrings, annotations and the choice of names."""
+    return ast.dump(_Renamed().visit(ast.parse(code)))
+
+
+class Results:
+    """Compares results by value. A context manager: a process may have been started for it.
+
+    `limit`: seconds for a comparison beyond plain numbers; one that takes longer counts as different.
+    """
+
+    def __init__(self, limit: float = 5.0) -> None:
+        self._limit = limit
+        self._process: subprocess.Popen[str] | None = None
+
+    def same(self, gold: str, result: str) -> bool:
+        try:
+            return parse_number(gold) == parse_number(result)
+        except ValueError:
+            return gold == result or self._ask(gold, result)
+
+    def _ask(self, gold: str, result: str) -> bool:
+        if self._process is None:
+            self._process = subprocess.Popen(
+                [sys.executable, "-P", str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            )
+            if self._read(_START_SECONDS) != "ready\n":
+                raise RuntimeError("math-verify does not start: pip install 'math-verify[antlr4_13_2]'")
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps([gold, result]) + "\n")
+        self._process.stdin.flush()
+        reply = self._read(self._limit)
+        if reply is None:
+            self.close()
+        return reply == "true\n"
+
+    def _read(self, seconds: float) -> str | None:
+        assert self._process is not None and self._process.stdout is not None
+        with selectors.DefaultSelector() as ready:
+            ready.register(self._process.stdout, selectors.EVENT_READ)
+            return self._process.stdout.readline() if ready.select(seconds) else None
+
+    def close(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.communicate()
+            self._process = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        self.close()
