@@ -97,11 +97,13 @@ class Mailbox:
         Raises Cancelled, ValueError for a request that cannot be run, RuntimeError for one that failed; what else was
         asked in the call is cancelled then.
         """
+        if not asked:
+            return []
         job = _Job(asked, cancelled)
         return self._post(lambda: self._submit(job), job.done)
 
     def call(self, function: Callable[[], T]) -> T:
-        """What `function` returns or raises, run on the owner's thread between two turns."""
+        """What `function` returns or raises, run on the owner's thread between two turns (which must not call this)."""
         done: Future[T] = Future()
 
         def run() -> None:
@@ -132,7 +134,7 @@ class Mailbox:
                 handle = self.serving.submit(request)
                 job.events[handle] = []
                 self._jobs[handle] = job
-        except ValueError as error:
+        except Exception as error:  # raised again in the thread that waits
             self._end(job, error)
 
     def _end(self, job: _Job, error: Exception) -> None:
@@ -147,12 +149,15 @@ class Mailbox:
 
 
 class SharedEngine(ResubmitEngine):
-    """An `Engine` for one thread, on the owner's model. `usage` does not count what a preempted sequence ran again."""
+    """An `Engine` for one thread, on the owner's model. `usage` does not count what a preempted sequence ran again.
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    Without `cache` (`Request.cache`) nothing is left behind, and every step runs its whole sequences again.
+    """
+
+    def __init__(self, mailbox: Mailbox, cache: bool = True) -> None:
         serving = mailbox.serving
         super().__init__(serving.context, serving.vocab, serving.end_ids)
-        self._mailbox, self._cancelled = mailbox, Flag()
+        self._mailbox, self._cache, self._cancelled = mailbox, cache, Flag()
 
     def cancel(self) -> None:
         """From any thread: end the call that is running, and all later ones, with `Cancelled`."""
@@ -167,7 +172,9 @@ class SharedEngine(ResubmitEngine):
         if self._cancelled.is_set():
             raise Cancelled("the search was cancelled")
         stops = tuple(tuple(tokens) for tokens in stop)
-        rows = [requests.Request(tuple(one.ids), sampling, one.limit, one.seed, stops) for one in asked]
+        rows = [
+            requests.Request(tuple(one.ids), sampling, one.limit, one.seed, stops, cache=self._cache) for one in asked
+        ]
         answers = self._mailbox.run(rows, self._cancelled)
         return [_completion(one, events) for one, events in zip(asked, answers, strict=True)]
 

@@ -178,6 +178,16 @@ def test_a_request_without_the_cache_neither_reads_it_nor_leaves_anything(llama:
     assert answer.cached == 0 and engine.stats.blocks_used == used
 
 
+def test_what_was_unused_longest_leaves_a_full_cache(llama: Any) -> None:
+    engine = ServingEngine(llama, end_ids=(), tokens=4096, cache_tokens=96)
+    first, second, third = prompts(32, 33, 34)
+    for prompt in (first, second, first, third):
+        run(engine, [ask(prompt, 1)])
+    stats = engine.stats
+    assert (stats.blocks, stats.evicted_blocks) == (6, 3) and stats.blocks_used == 5
+    assert [answer.cached for answer in run(engine, [ask([*first, 2], 1), ask([*second, 2], 1)])] == [32, 0]
+
+
 def test_a_long_prompt_holds_up_others_by_a_chunk_at_most_and_short_prompts_pass_it(llama: Any) -> None:
     engine = ServingEngine(llama, end_ids=(), tokens=4096, cache_tokens=0, chunk=8)
     short, long = prompts(3, 80)
