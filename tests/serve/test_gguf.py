@@ -97,12 +97,15 @@ def test_more_requests_than_slots_take_turns_and_a_client_that_leaves_frees_its_
 
 
 def test_schemas_are_followed_and_refused_with_a_sentence(llama: Running) -> None:
+    pytest.importorskip("engine.grammar")
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    assert json.loads(chat(llama, response_format=form, max_tokens=300).choices[0].message.content)["a"] in (1, 2)
+    # Not greedy: a random model may like blanks best, of which the grammar allows any number.
+    answer = chat(llama, response_format=form, max_tokens=300, temperature=1, seed=1)
+    assert json.loads(answer.choices[0].message.content)["a"] in (1, 2)
     refused = llama.post(
         "/v1/chat/completions",
         {"messages": ASK, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "gold"}}}},
     )
     assert refused.status_code == 400
-    assert "refused the request" in refused.json()["error"]["message"]
+    assert "this JSON schema cannot be followed" in refused.json()["error"]["message"]
