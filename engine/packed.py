@@ -25,6 +25,9 @@ from engine.live import LEAST, Live, LiveStore, Slab
 NAME = "acorn_packed"
 """Under which transformers' AttentionInterface knows `attend`."""
 
+QUERIES = 256
+"""Of a chunk that attend at once: their mask has so many rows, whatever the chunk. With 128 it is up to 6 % slower."""
+
 
 @dataclass(frozen=True)
 class Piece:
@@ -135,8 +138,8 @@ class _Chunk:
     live: Live
     start: int
     count: int
-    mask: Tensor | None
-    """[count, seen]; None for the first chunk."""
+    masks: list[Tensor]
+    """[queries, seen] for each `QUERIES` of them; none for the first chunk."""
 
 
 class _Turn(Cache):  # type: ignore[misc]
@@ -161,8 +164,12 @@ class _Turn(Cache):  # type: ignore[misc]
                 self.parts.append(_single(run, at))
                 index, at = index + len(run), at + len(run)
                 continue
-            seen = piece.live.length + count
-            self.parts.append(_Chunk(piece.live, at, count, causal_mask(count, seen) if piece.live.length else None))
+            before = piece.live.length
+            masks = [
+                causal_mask(min(QUERIES, count - start), before + min(start + QUERIES, count))
+                for start in range(0, count if before else 0, QUERIES)
+            ]
+            self.parts.append(_Chunk(piece.live, at, count, masks))
             index, at = index + 1, at + count
 
     def update(
@@ -254,10 +261,17 @@ def _attend_chunk(query_hGND: Tensor, part: _Chunk, layer: int, scale: float) ->
     G, seen = query_hGND.shape[1], live.length + part.count
     keys_hGTD = live.slab.keys[layer, live.row, :, None, :seen].expand(-1, G, -1, -1)
     values_hGTD = live.slab.values[layer, live.row, :, None, :seen].expand(-1, G, -1, -1)
-    out_hGND = F.scaled_dot_product_attention(
-        query_hGND, keys_hGTD, values_hGTD, attn_mask=part.mask, is_causal=part.mask is None, scale=scale
-    )
-    return out_hGND.flatten(0, 1).transpose(0, 1)
+    if not part.masks:
+        out = F.scaled_dot_product_attention(query_hGND, keys_hGTD, values_hGTD, is_causal=True, scale=scale)
+        return out.flatten(0, 1).transpose(0, 1)
+    outs, start = [], 0
+    for mask in part.masks:
+        count, seen = mask.shape
+        query = query_hGND[:, :, start : start + count]
+        keys, values = keys_hGTD[:, :, :seen], values_hGTD[:, :, :seen]
+        outs.append(F.scaled_dot_product_attention(query, keys, values, attn_mask=mask, scale=scale))
+        start += count
+    return torch.cat(outs, 2).flatten(0, 1).transpose(0, 1)
 
 
 def _is_right(packed: Packed, tree: KVTree) -> bool:

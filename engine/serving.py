@@ -14,6 +14,7 @@ and reply at the end. A request whose prefix is just being run for another waits
 
 from __future__ import annotations
 
+from bisect import insort
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -148,7 +149,7 @@ class ServingEngine:
             prompt_tokens=self._ran,
             cached_tokens=self._cached,
             generated_tokens=self._generated,
-            evicted_blocks=pool.count,
+            evicted_blocks=self._cache.index.evicted,
         )
 
     def submit(self, request: Request) -> int:
@@ -224,8 +225,7 @@ class ServingEngine:
             if row.live is None:
                 return
             self._waiting.remove(row)
-            self._running.append(row)
-            self._running.sort(key=lambda one: one.handle)
+            insort(self._running, row, key=_handle)
             if row.request.cache:
                 row.pinned = self._cache.load(row.key, len(row.ids) - 1, row.live)
             self._cached += row.live.length
@@ -280,7 +280,7 @@ class ServingEngine:
     def _preempt(self, row: _Row) -> None:
         self._leave(row)
         row.key = as_key(row.ids) if row.request.cache else b""
-        self._waiting.insert(0, row)
+        insort(self._waiting, row, key=_handle)
 
     def _leave(self, row: _Row, failed: bool = False) -> None:
         """Free all that a running sequence holds."""
@@ -301,15 +301,19 @@ class ServingEngine:
         shares = {row.handle: 1 for row in self._running if row.rest == 1}
         prompts = [row for row in self._running if row.rest > 1]
         left = self._chunk
-        if prompts:
-            shares[prompts[0].handle] = -(-left // 2)
-        left = self._chunk - sum(shares[row.handle] for row in prompts[:1])
+        for row in prompts[:1]:
+            shares[row.handle] = min(row.rest, -(-left // 2))
+            left -= shares[row.handle]
         for row in sorted(prompts, key=lambda one: one.rest):
             had = shares.get(row.handle, 0)
             share = min(row.rest, had + left)
             left -= share - had
             shares[row.handle] = share
         return shares
+
+
+def _handle(row: _Row) -> int:
+    return row.handle
 
 
 def _piece(row: _Row, share: int) -> Piece:

@@ -147,12 +147,15 @@ class Mailbox:
 
 
 class SharedEngine(ResubmitEngine):
-    """An `Engine` for one thread, on the owner's model. `usage` does not count what a preempted sequence ran again."""
+    """An `Engine` for one thread, on the owner's model. `usage` does not count what a preempted sequence ran again.
 
-    def __init__(self, mailbox: Mailbox) -> None:
+    Without `cache` (`Request.cache`) nothing is left behind, and every step runs its whole sequences again.
+    """
+
+    def __init__(self, mailbox: Mailbox, cache: bool = True) -> None:
         serving = mailbox.serving
         super().__init__(serving.context, serving.vocab, serving.end_ids)
-        self._mailbox, self._cancelled = mailbox, Flag()
+        self._mailbox, self._cache, self._cancelled = mailbox, cache, Flag()
 
     def cancel(self) -> None:
         """From any thread: end the call that is running, and all later ones, with `Cancelled`."""
@@ -167,7 +170,9 @@ class SharedEngine(ResubmitEngine):
         if self._cancelled.is_set():
             raise Cancelled("the search was cancelled")
         stops = tuple(tuple(tokens) for tokens in stop)
-        rows = [requests.Request(tuple(one.ids), sampling, one.limit, one.seed, stops) for one in asked]
+        rows = [
+            requests.Request(tuple(one.ids), sampling, one.limit, one.seed, stops, cache=self._cache) for one in asked
+        ]
         answers = self._mailbox.run(rows, self._cancelled)
         return [_completion(one, events) for one, events in zip(asked, answers, strict=True)]
 

@@ -178,6 +178,16 @@ def test_a_request_without_the_cache_neither_reads_it_nor_leaves_anything(llama:
     assert answer.cached == 0 and engine.stats.blocks_used == used
 
 
+def test_what_was_unused_longest_leaves_a_full_cache(llama: Any) -> None:
+    engine = ServingEngine(llama, end_ids=(), tokens=4096, cache_tokens=96)
+    first, second, third = prompts(32, 33, 34)
+    for prompt in (first, second, first, third):
+        run(engine, [ask(prompt, 1)])
+    stats = engine.stats
+    assert (stats.blocks, stats.evicted_blocks) == (6, 3) and stats.blocks_used == 5
+    assert [answer.cached for answer in run(engine, [ask([*first, 2], 1), ask([*second, 2], 1)])] == [32, 0]
+
+
 def test_a_long_prompt_holds_up_others_by_a_chunk_at_most_and_short_prompts_pass_it(llama: Any) -> None:
     engine = ServingEngine(llama, end_ids=(), tokens=4096, cache_tokens=0, chunk=8)
     short, long = prompts(3, 80)
@@ -305,6 +315,17 @@ def test_requests_that_cannot_be_run_are_refused_before_they_wait(llama: Any) ->
     assert engine.idle
     with pytest.raises(ValueError, match="chunk is 0"):
         ServingEngine(llama, chunk=0)
+
+
+def test_a_chunk_may_attend_in_pieces_and_in_half_precision(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("engine.packed.QUERIES", 7)
+    engine = ServingEngine(llama, end_ids=(), tokens=2048, cache_tokens=256, chunk=40)
+    rows = [ask(prompt, 9, sampling=WARM, seed=seed) for seed, prompt in enumerate(prompts(70, 23, 14))]
+    for answer, row in zip(run(engine, rows), rows, strict=True):
+        assert_same(answer, alone(TorchEngine(llama, end_ids=()), row))
+    half = ServingEngine(make_model().bfloat16(), end_ids=(), tokens=2048, cache_tokens=256, chunk=40)
+    assert not half._packed.plain
+    assert [len(answer.ids) for answer in run(half, rows)] == [9, 9, 9]
 
 
 def test_models_with_attention_of_their_own_are_served_one_sequence_after_the_other() -> None:
