@@ -29,7 +29,8 @@ from serve.zero import MOST_CONTEXTS, ROW, SHARE, UNKNOWN_CONTEXT, context_of, g
 STALL = 0.2
 """Seconds that the rows being decoded may wait for a chunk of somebody's prompt, and for a step of their own."""
 CHUNKS = (32, 2048)
-ROWS = 256
+ROWS = (8, 256)
+"""The least, however slow: whoever is let in waits for steps, whoever is not for the end of somebody's answer."""
 STEPS = 3
 CLEARLY = 1.25
 """bfloat16 is taken where it is so much faster than float32: float32 keeps a batch from changing a row's tokens."""
@@ -149,7 +150,7 @@ def _rows(settings: Settings, one: float, eight: float) -> Settings:
     slope = max((eight - one) / 7, 1e-9)
     by_time = int(max(1, (max(STALL, 2 * one) - one) / slope + 1))
     by_memory = max(1, settings.kv_tokens // min(settings.context, ROW))
-    rows = min(1 << (min(by_time, ROWS).bit_length() - 1), by_memory)
+    rows = min(max(ROWS[0], 1 << (min(by_time, ROWS[1]).bit_length() - 1)), by_memory)
     times = f"a step takes {one * 1000:.1f} ms with one row, {eight * 1000:.1f} with eight"
     limit = "" if rows < by_memory else f"; the cache has {ROW} tokens for each"
     settings = _with(settings, "rows", rows, f"{times}{limit}")

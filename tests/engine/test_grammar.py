@@ -14,6 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from engine.grammar import Constraint, Grammar, Grammars, check_schema
+from engine.requests import Request
+from engine.serving import ServingEngine
 
 VOCAB = 540
 """Logits of the model; its tokenizer has 512 tokens."""
@@ -99,6 +101,40 @@ def test_babble_under_a_schema_is_valid_json(grammars: Grammars, spelling: Any, 
         return
     text = spelling.decode(ids)
     jsonschema.validate(json.loads(text), schema)
+
+
+BOUNDED: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "name": {"type": "string", "maxLength": 6},
+        "n": {"type": "integer", "minimum": 0, "maximum": 99},
+        "tags": {"type": "array", "items": {"enum": ["a", "b\n", True, None]}, "maxItems": 2},
+    },
+    "required": ["name", "n", "tags"],
+    "additionalProperties": False,
+}
+
+
+def test_a_random_model_writes_valid_json_unless_it_is_cut(tiny_model: Path, spelling: Any) -> None:
+    engine = ServingEngine(tiny_model, tokens=8192, cache_tokens=0)
+    grammar = Grammars(tiny_model, engine.vocab, engine.end_ids).json_schema(BOUNDED)
+    limits = {
+        engine.submit(Request((5, 6), max_tokens=limit, seed=seed, constraint=grammar.start())): limit
+        for seed in range(8)
+        for limit in (5, 300)
+    }
+    ids: dict[int, list[int]] = {handle: [] for handle in limits}
+    finishes: dict[int, Any] = {}
+    while not engine.idle:
+        for event in engine.turn():
+            ids[event.handle] += event.ids
+            finishes[event.handle] = event.finish or event.error
+    for handle, limit in limits.items():
+        if limit == 5:
+            assert (finishes[handle], len(ids[handle])) == ("length", 5)
+        else:
+            assert finishes[handle] == "stop"
+            jsonschema.validate(json.loads(spelling.decode(ids[handle])), BOUNDED)
 
 
 def test_a_text_that_can_go_on_in_no_way_is_finished_at_once(grammars: Grammars, spelling: Any) -> None:
