@@ -8,7 +8,7 @@ from typing import Any
 
 from ondevice.conversation import Conversation
 from ondevice.documents import pack, split
-from ondevice.llama import Llama, Messages, Reply
+from ondevice.llama import Llama, Reply
 from ondevice.plan import NoRoom, Plan, summary_plan
 
 Tell = Callable[[str], None]
@@ -54,8 +54,8 @@ class Written:
 
     text: str
     finish: str
-    messages: Messages
-    """The conversation that made it, from which questions can go on."""
+    talk: Conversation | None = None
+    """The conversation that made it, in which questions can go on; None for a rewriting."""
     usage: dict[str, int] = field(default_factory=dict)
     cut: list[int] = field(default_factory=list)
     """Chunks, from 1, whose own result was cut."""
@@ -98,7 +98,7 @@ class Summariser:
 
         Raises Stopped, LlamaError.
         """
-        done = Written("", "stop", [])
+        done = Written("", "stop")
         texts, level = chunks, 0
         while len(texts) > 1:
             level += 1
@@ -111,7 +111,8 @@ class Summariser:
         wording = self.instructions.merge if level else self.instructions.whole
         reply = talk.ask(_prompt(wording, texts[0]), self.last_tokens, self.options | self.last_options, tell)
         done.count(reply)
-        done.text, done.finish, done.messages = reply.text.strip(), reply.finish, talk.messages
+        talk.keep()
+        done.text, done.finish, done.talk = reply.text.strip(), reply.finish, talk
         return done
 
     def _summary(self, text: str, level: int, number: int, of: int, done: Written) -> str:
@@ -151,7 +152,7 @@ class Rewriter:
 
     def run(self, plan: Plan, chunks: list[str], tell: Tell, advance: Advance) -> Written:
         """Raises Stopped, LlamaError. A chunk whose rewriting was cut makes `finish` "length"."""
-        done = Written("", "stop", [])
+        done = Written("", "stop")
 
         def put(text: str) -> None:
             done.text += text
