@@ -86,6 +86,7 @@ class Summariser:
         wordings = (self.instructions.whole, self.instructions.part, self.instructions.merge)
         overhead = max(_overhead(self.llama, wording) for wording in wordings)
         room = context - overhead - max(self.reply_tokens, self.last_tokens) - MARGIN
+        text = self.llama.disarmed(text)  # before it is counted
         tokens = count(text)
         if tokens <= room:
             return Plan(tokens, context, room, self.last_tokens, (1,)), [text]
@@ -96,7 +97,7 @@ class Summariser:
     def run(self, plan: Plan, chunks: list[str], tell: Tell, advance: Advance) -> Written:
         """Work through the plan; `tell` gets the last result as it comes, `advance(level, done, of)` each generation.
 
-        Raises Stopped, LlamaError.
+        Raises Stopped, NoRoom, LlamaError.
         """
         done = Written("", "stop")
         texts, level = chunks, 0
@@ -106,7 +107,10 @@ class Summariser:
             for number, text in enumerate(texts, start=1):
                 summaries.append(self._summary(text, level, number, len(texts), done))
                 advance(level, number, len(texts))
-            texts = ["\n\n".join(group) for group in pack(summaries, plan.chunk_tokens, self.llama.count)]
+            groups = pack(summaries, plan.chunk_tokens, self.llama.count)
+            if len(groups) == len(summaries):  # the plan allows for it; a tokenizer might not
+                raise NoRoom(f"no two summaries fit into {plan.chunk_tokens} tokens; give a smaller --max-tokens")
+            texts = ["\n\n".join(group) for group in groups]
         talk = Conversation(self.llama)
         wording = self.instructions.merge if level else self.instructions.whole
         reply = talk.ask(_prompt(wording, texts[0]), self.last_tokens, self.options | self.last_options, tell)
@@ -147,6 +151,7 @@ class Rewriter:
         budget, reply = room * 2 // 5, room - room * 2 // 5
         if budget < MARGIN:
             raise NoRoom(f"a context of {self.llama.context} tokens leaves no room for text; give a larger --context")
+        text = self.llama.disarmed(text)
         chunks = split(text, budget, self.llama.count)
         return Plan(self.llama.count(text), self.llama.context, budget, reply, (len(chunks),)), chunks
 
