@@ -104,13 +104,13 @@ def summarize(options: Namespace, terminal: Terminal) -> int:
     with loaded(options, terminal) as llama:
         most = options.max_tokens or min(SUMMARY_TOKENS, llama.context // 4)
         work = Summariser(llama, SUMMARY, most, most, sampling(options))
-        code = _write(work, text, "summarize", terminal)
-        return max([code[0], *_questions(llama, code[1], options, terminal)])
+        code, written = _write(work, text, "summarize", terminal)
+        assert written.talk is not None
+        return max([code, *_questions(written.talk, options, terminal)])
 
 
-def _questions(llama: Llama, written: Written, options: Namespace, terminal: Terminal) -> Iterator[int]:
+def _questions(talk: Conversation, options: Namespace, terminal: Terminal) -> Iterator[int]:
     """Answer each --ask, then those typed where it has no text, in the conversation that made the summary."""
-    talk = Conversation(llama, written.messages)
     for question in options.ask:
         if question is not None:
             yield _turn(talk, question, options, terminal)

@@ -37,6 +37,10 @@ class Conversation:
         self._text = ""
         self._ids: list[int] = []
 
+    def keep(self) -> None:
+        """Never drop what was said so far."""
+        self._kept = len(self.messages)
+
     def ask(self, content: str, max_tokens: int, options: dict[str, Any], tell: Callable[[str], None]) -> Reply:
         """The reply to a user's message; both become part of the conversation. Raises TooLong, LlamaError."""
         messages = [*self.messages, {"role": "user", "content": self._llama.disarmed(content)}]

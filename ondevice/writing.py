@@ -8,7 +8,7 @@ from typing import Any
 
 from ondevice.conversation import Conversation
 from ondevice.documents import pack, split
-from ondevice.llama import Llama, Messages, Reply
+from ondevice.llama import Llama, Reply
 from ondevice.plan import NoRoom, Plan, summary_plan
 
 Tell = Callable[[str], None]
@@ -54,8 +54,8 @@ class Written:
 
     text: str
     finish: str
-    messages: Messages
-    """The conversation that made it, from which questions can go on."""
+    talk: Conversation | None = None
+    """The conversation that made it, in which questions can go on; None for a rewriting."""
     usage: dict[str, int] = field(default_factory=dict)
     cut: list[int] = field(default_factory=list)
     """Chunks, from 1, whose own result was cut."""
@@ -86,6 +86,7 @@ class Summariser:
         wordings = (self.instructions.whole, self.instructions.part, self.instructions.merge)
         overhead = max(_overhead(self.llama, wording) for wording in wordings)
         room = context - overhead - max(self.reply_tokens, self.last_tokens) - MARGIN
+        text = self.llama.disarmed(text)  # before it is counted
         tokens = count(text)
         if tokens <= room:
             return Plan(tokens, context, room, self.last_tokens, (1,)), [text]
@@ -96,9 +97,9 @@ class Summariser:
     def run(self, plan: Plan, chunks: list[str], tell: Tell, advance: Advance) -> Written:
         """Work through the plan; `tell` gets the last result as it comes, `advance(level, done, of)` each generation.
 
-        Raises Stopped, LlamaError.
+        Raises Stopped, NoRoom, LlamaError.
         """
-        done = Written("", "stop", [])
+        done = Written("", "stop")
         texts, level = chunks, 0
         while len(texts) > 1:
             level += 1
@@ -106,12 +107,16 @@ class Summariser:
             for number, text in enumerate(texts, start=1):
                 summaries.append(self._summary(text, level, number, len(texts), done))
                 advance(level, number, len(texts))
-            texts = ["\n\n".join(group) for group in pack(summaries, plan.chunk_tokens, self.llama.count)]
+            groups = pack(summaries, plan.chunk_tokens, self.llama.count)
+            if len(groups) == len(summaries):  # the plan allows for it; a tokenizer might not
+                raise NoRoom(f"no two summaries fit into {plan.chunk_tokens} tokens; give a smaller --max-tokens")
+            texts = ["\n\n".join(group) for group in groups]
         talk = Conversation(self.llama)
         wording = self.instructions.merge if level else self.instructions.whole
         reply = talk.ask(_prompt(wording, texts[0]), self.last_tokens, self.options | self.last_options, tell)
         done.count(reply)
-        done.text, done.finish, done.messages = reply.text.strip(), reply.finish, talk.messages
+        talk.keep()
+        done.text, done.finish, done.talk = reply.text.strip(), reply.finish, talk
         return done
 
     def _summary(self, text: str, level: int, number: int, of: int, done: Written) -> str:
@@ -146,12 +151,13 @@ class Rewriter:
         budget, reply = room * 2 // 5, room - room * 2 // 5
         if budget < MARGIN:
             raise NoRoom(f"a context of {self.llama.context} tokens leaves no room for text; give a larger --context")
+        text = self.llama.disarmed(text)
         chunks = split(text, budget, self.llama.count)
         return Plan(self.llama.count(text), self.llama.context, budget, reply, (len(chunks),)), chunks
 
     def run(self, plan: Plan, chunks: list[str], tell: Tell, advance: Advance) -> Written:
         """Raises Stopped, LlamaError. A chunk whose rewriting was cut makes `finish` "length"."""
-        done = Written("", "stop", [])
+        done = Written("", "stop")
 
         def put(text: str) -> None:
             done.text += text

@@ -187,6 +187,6 @@ def _headers(path: str) -> list[tuple[bytes, bytes]]:
     """No other site may frame the page or have it load anything."""
     headers = [(b"x-content-type-options", b"nosniff")]
     if not path.startswith("/v1/"):
-        policy = b"default-src 'self'; style-src 'self' 'unsafe-inline'; script-src 'self' 'unsafe-inline'; "
+        policy = b"default-src 'self'; style-src 'self'; script-src 'self'; "
         headers.append((b"content-security-policy", policy + b"img-src 'self' data:; frame-ancestors 'none'"))
     return headers
