@@ -138,7 +138,7 @@ class _Connection(http.client.HTTPConnection):
         self.sock.connect(self._path)
 
     def post(self, path: str, payload: bytes) -> tuple[int, bytes]:
-        """Status and body. The server closes a connection after 5 idle seconds: then once more, on a new one."""
+        """Status and body. The server closes a connection that is idle for seconds: then once more, on a new one."""
         for last in (False, True):
             try:
                 self.request("POST", path, payload, {"Content-Type": "application/json"})

@@ -155,12 +155,23 @@ def test_every_rope_scaling_gives_the_logits_of_transformers(
         proof_of(path, "f32", plain, **settings)
 
 
-def test_smollm3_leaves_rope_out_of_every_fourth_layer_as_transformers_does(
+def test_smollm3_with_its_pre_tokenizer_and_every_fourth_layer_without_rope_is_transformers(
     tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
-    made = make_model(tiny_tokenizer, tmp_path / "model", kind="smollm3", num_hidden_layers=5)
-    settings = {"strings": 1, "positions": 24, "window": 128, "greedy_prompts": 2}
-    found = proof_of(export(made, tmp_path / "m.gguf", "f32"), "f32", made, **settings)["types"]["f32"]
+    from export.vocabulary import LLAMA3_REGEX
+
+    tokenizer = shutil.copytree(tiny_tokenizer, tmp_path / "tokenizer")
+    content = json.loads((tokenizer / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": LLAMA3_REGEX}, "behavior": "Isolated", "invert": False}
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
+    content["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, byte_level]}
+    content["model"]["ignore_merges"] = True
+    (tokenizer / "tokenizer.json").write_text(json.dumps(content))
+    made = make_model(tokenizer, tmp_path / "model", kind="smollm3", num_hidden_layers=5)
+    settings = {"positions": 24, "window": 128, "greedy_prompts": 2}
+    proof = proof_of(export(made, tmp_path / "m.gguf", "f32"), "f32", made, **settings)
+    found = proof["types"]["f32"]
+    assert proof["pre_tokenizer"] == "llama-bpe"
     assert found["logit_difference"] < 1e-4
     assert found["greedy"]["equal"] + found["greedy"]["ties"] == 2
 

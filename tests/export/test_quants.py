@@ -93,6 +93,11 @@ def test_k_and_i_quants_are_proven_and_report_their_true_bits(wide: Path, tiny_c
     assert metrics["export/q6_k/kl"] < metrics["export/iq2_xs/kl"]
     for kind in types:
         assert sheet[kind]["bytes"] == (job.out / f"model-{kind}.gguf").stat().st_size
+    found = json.loads((job.out / "parity.json").read_text())["types"]
+    for kind in ("q6_k", "q4_k_m", "iq4_nl"):  # made with and without the importance matrix: the nearer one stays
+        assert found[kind]["kl"] == min(found[kind]["kl_with_importance"], found[kind]["kl_without_importance"])
+    assert "kl_with_importance" not in found["iq2_xs"], "it cannot do without"
+    assert sorted(path.name for path in job.scratch.glob("*.gguf")) == []
 
 
 @needs_extra
