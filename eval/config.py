@@ -99,6 +99,8 @@ class EvaluateConfig(Identity):
     """Cap on the samples of each of lighteval's own tasks; default: all."""
     max_new_tokens: int = Field(256, ge=1)
     """Longest answer to an `acorn:problems` question, in tokens; lighteval's own tasks bring their own limit."""
+    samples: int = Field(1, ge=1)
+    """Answers drawn to each `acorn:problems` question, for pass@k and maj@k; above 1 it needs a temperature."""
     generation_parameters: dict[str, Any] = Field(default_factory=dict)
     """lighteval's `GenerationParameters` by their own names; the default, temperature 0, is greedy."""
     system_prompt: str | None = None
@@ -116,6 +118,15 @@ class EvaluateConfig(Identity):
             return data
         suites = [read_suite(suite) if isinstance(suite, str) else suite for suite in data["suites"]]
         return {"tasks": (), **data, "suites": suites}
+
+    @model_validator(mode="after")
+    def _several_answers_differ(self) -> EvaluateConfig:
+        if self.samples > 1 and not self.generation_parameters.get("temperature"):
+            raise ValueError(
+                f"samples is {self.samples}, but at temperature 0 all are the same: set generation_parameters to "
+                "{temperature: 1.0}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _tasks_are_asked_in_one_way(self) -> EvaluateConfig:

@@ -133,8 +133,10 @@ def _configs(task: str, job: Job, role: str, model: ArtifactModel, rows: Rows, r
     from eval.tasks import problems_task, prose_task
 
     data = job.scratch / "rows" / str(job.rank) / role
+    model.samples = job.config.samples if task == PROBLEMS else 1
     if task == PROBLEMS:
-        return [problems_task(rows[task], model, job.config.max_new_tokens, data / "problems")]
+        limit, folder = job.config.max_new_tokens, data / "problems"
+        return [problems_task(rows[task], model, limit, folder, job.config.samples)]
     if task == PROSE:
         return [prose_task(rows[task], model, data / "prose")]
     return ready[task].configs

@@ -15,7 +15,6 @@ from typing import Any
 from acorn.stage import Job, Problem
 from eval.config import Demand, GateConfig
 from eval.samples import by_metric, read_results, read_samples
-from eval.statistics import paired
 
 
 class GateFailed(SystemExit):
@@ -131,6 +130,8 @@ def _score(evaluation: Path, role: str, demand: Demand) -> dict[str, Any]:
 
 def _difference(demand: Demand, evaluation: Path, role: str, previous: Path, other: str) -> dict[str, Any]:
     """This minus previous, paired over the items of both."""
+    from eval.statistics import paired  # numpy, which loading a recipe need not wait for
+
     now = by_metric(read_samples(evaluation, role).get(demand.task, [])).get(demand.metric, {})
     before = by_metric(read_samples(previous, other).get(demand.task, [])).get(demand.metric, {})
     shared = [identity for identity in now if identity in before]

@@ -55,6 +55,8 @@ class Prompts(PromptManager):  # type: ignore[misc]
 class ArtifactModel(TransformersModel):  # type: ignore[misc]
     """A model folder under lighteval's interface. One object serves several pipelines; end it with `release()`."""
 
+    samples = 1
+    """Answers to each question of the task at work; the batch on a CPU is as much smaller."""
     DATASET_SPLITS = None
     """lighteval warns of any other value when it generates, and ignores it."""
 
@@ -153,7 +155,7 @@ class ArtifactModel(TransformersModel):  # type: ignore[misc]
         if self._scoring:  # logits, and their log-softmax
             row = 2 * max_input_length * shape.vocab_size * 4
         else:  # keys and values
-            row = 2 * max_input_length * shape.num_hidden_layers * shape.hidden_size * 4
+            row = self.samples * 2 * max_input_length * shape.num_hidden_layers * shape.hidden_size * 4
         return max(1, min(LARGEST_BATCH, CPU_BATCH_BYTES // int(row)))
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from math import comb, fsum
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -20,6 +19,7 @@ from acorn.problems import WordProblem, parse_number
 from eval.results import Metric, Outcome
 from eval.samples import by_metric
 from eval.statistics import spread
+from eval.votes import at_k, sizes, vote
 
 OUTCOMES, COMPLETIONS, SAMPLES = "outcomes.jsonl", "completions.jsonl", "samples"
 
@@ -69,41 +69,28 @@ def _share(rights: Sequence[bool]) -> bool | float:
 
 
 def _votes(folder: Path, gold: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """pass@k, maj@k and weighted@k of each problem over the shared samples; the first k vote, and pass@k is unbiased
-    over all (Chen et al. 2021, arXiv:2107.03374, equation 1)."""
+    """pass@k, maj@k and weighted@k of each problem over the shared samples."""
     file = folder / COMPLETIONS
     problems: dict[str, list[Mapping[str, Any]]] = defaultdict(list)
     for row in _rows(file) if file.exists() else ():
         if row["run"] == SAMPLES and row["id"] in gold:
             problems[row["id"]].append(row)
     for identity, rows in problems.items():
-        metrics: dict[str, list[float]] = defaultdict(list)
-        for row in rows:
-            candidates = row["candidates"]
-            right = sum(bool(one["correct"]) for one in candidates)
-            for k in _sizes(len(candidates)):
-                metrics[f"pass@{k}"].append(1.0 - comb(len(candidates) - right, k) / comb(len(candidates), k))
-                metrics[f"maj@{k}"].append(_vote(candidates[:k], weighted=False))
-                metrics[f"weighted@{k}"].append(_vote(candidates[:k], weighted=True))
+        seeds = [_voted(row["candidates"]) for row in rows]
+        figures = {name: fmean(seed[name] for seed in seeds) for name in seeds[0]}
         share = fmean(fmean(bool(one["correct"]) for one in row["candidates"]) for row in rows)
-        figures = {name: fmean(values) for name, values in metrics.items()}
         yield {"id": identity, "level": rows[0]["level"], "gold": gold[identity], "correct": share, "metrics": figures}
 
 
-def _sizes(most: int) -> list[int]:
-    return sorted({most, *(1 << power for power in range(most.bit_length()))} - {0})
-
-
-def _vote(candidates: Sequence[Mapping[str, Any]], weighted: bool) -> float:
-    """1 if the answer with most votes (or most weight) is right. Equal in value is equal; ties go to the first."""
-    votes: dict[Any, list[float]] = {}
-    rights: dict[Any, float] = {}
-    for one in candidates:
-        if one["finished"] and one["answer"] is not None:
-            answer = _value(one["answer"])
-            votes.setdefault(answer, []).append(one.get("weight", one["score"]) if weighted else 1.0)
-            rights.setdefault(answer, float(one["correct"]))
-    return rights[max(votes, key=lambda answer: fsum(votes[answer]))] if votes else 0.0
+def _voted(candidates: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Of one seed; equal in value is equal, and only a finished solution with an answer has a vote."""
+    answers = [_value(one["answer"]) if one["finished"] and one["answer"] is not None else None for one in candidates]
+    rights = [bool(one["correct"]) for one in candidates]
+    weights = [float(one.get("weight", one["score"])) for one in candidates]
+    found: dict[str, float] = {}
+    for k in sizes(len(candidates)):
+        found |= at_k(answers, rights, k) | {f"weighted@{k}": vote(answers[:k], rights[:k], weights[:k])}
+    return found
 
 
 def _value(answer: str) -> Any:

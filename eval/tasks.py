@@ -16,14 +16,14 @@ import numpy as np
 import torch
 from lighteval.logging.evaluation_tracker import EvaluationTracker
 from lighteval.metrics.metrics_corpus import CorpusLevelComputation
-from lighteval.metrics.metrics_sample import SampleLevelComputation
+from lighteval.metrics.metrics_sample import SampleLevelComputation, SamplingMetric
 from lighteval.metrics.utils.metric_utils import CorpusLevelMetric, SampleLevelMetricGrouping
 from lighteval.models.model_output import ModelResponse
 from lighteval.pipeline import ParallelismManager, Pipeline, PipelineParameters
 from lighteval.tasks.lighteval_task import LightevalTaskConfig
 from lighteval.tasks.requests import Doc, SamplingMethod
 
-from acorn.problems import WordProblem, as_prompt, is_correct
+from acorn.problems import WordProblem, as_prompt, final_answer, is_correct
 from eval.config import ACORN_TASKS, PLAIN_STOP, PROBLEMS, PROSE, EvaluateConfig
 from eval.data import as_module, datasets_cache, examples_of_others
 from eval.lighteval import only_custom_tasks
@@ -31,14 +31,30 @@ from eval.model import VERBATIM, ArtifactModel
 from eval.results import Metric, Outcome, Sample
 from eval.statistics import spread
 from eval.suite import Prose
+from eval.votes import at_k, sizes
 
 
-class ExactMatch(SampleLevelComputation):  # type: ignore[misc]
-    """1 or 0 by `acorn.problems.is_correct`, overall and under the problem's level."""
+class ExactMatch(SampleLevelComputation, SamplingMetric):  # type: ignore[misc]
+    """By `acorn.problems.is_correct`, overall and under the problem's level: 1 or 0, or the share of several answers;
+    of several also pass@k and maj@k."""
+
+    def __init__(self, samples: int) -> None:
+        super().__init__()
+        self.samples = samples
+
+    def num_samples(self) -> int:
+        """lighteval asks here how many answers to draw."""
+        return self.samples
 
     def compute(self, doc: Doc, model_response: ModelResponse, **_: Any) -> dict[str, float]:
-        right = float(is_correct(model_response.final_text[0], doc.specific["answer"]))
-        return {"exact_match": right, f"exact_match_level_{doc.specific['level']}": right}
+        texts = model_response.final_text
+        rights = [is_correct(text, doc.specific["answer"]) for text in texts]
+        share = sum(rights) / len(rights)
+        found = {"exact_match": share, f"exact_match_level_{doc.specific['level']}": share}
+        answers = [final_answer(text) for text in texts]
+        for k in sizes(self.samples)[1:]:
+            found |= at_k(answers, rights, k)
+        return found
 
 
 @dataclass(frozen=True)
@@ -63,8 +79,10 @@ class BitsPerByte(CorpusLevelComputation):  # type: ignore[misc]
         return -sum(item.logprob for item in items) / math.log(2) / sum(item.bytes for item in items)
 
 
-def problems_task(problems: Sequence[WordProblem], model: ArtifactModel, limit: int, folder: Path) -> Any:
-    """lighteval's config of `acorn:problems`; the rows are written to `folder`.
+def problems_task(
+    problems: Sequence[WordProblem], model: ArtifactModel, limit: int, folder: Path, samples: int = 1
+) -> Any:
+    """lighteval's config of `acorn:problems`; the rows are written to `folder`. `samples`: answers to each.
 
     `plain`: the document up to where the solution starts, opened as in training. `chat`: the question as the user's
     turn. `limit`: longest answer in tokens.
@@ -77,11 +95,12 @@ def problems_task(problems: Sequence[WordProblem], model: ArtifactModel, limit: 
 
     levels = sorted({problem["level"] for problem in problems})
     names = ["exact_match", *(f"exact_match_level_{level}" for level in levels)]
+    names += [name for k in sizes(samples)[1:] for name in (f"pass@{k}", f"maj@{k}")]
     metric = SampleLevelMetricGrouping(
         metric_name=names,
         higher_is_better=dict.fromkeys(names, True),
         category=SamplingMethod.GENERATIVE,
-        sample_level_fn=ExactMatch(),
+        sample_level_fn=ExactMatch(samples),
         corpus_level_fn=dict.fromkeys(names, np.mean),
     )
     stops = (PLAIN_STOP,) if plain else ()
@@ -222,8 +241,7 @@ def _sample(detail: Any, model: ArtifactModel) -> Sample:
             "prompt": model.prompt_manager.prepare_prompt(doc),
             "prediction": response.final_text[0],
             "gold": specific["answer"],
-            "correct": detail.metric["exact_match"] == 1.0,
-        }
+        } | _correct(detail.metric, response.final_text)
     if VERBATIM in specific:
         scored = detail.metric["bits_per_byte"]
         return {"id": specific["id"], "text": doc.choices[0], "logprob": scored.logprob, "bytes": scored.bytes}
@@ -236,6 +254,14 @@ def _sample(detail: Any, model: ArtifactModel) -> Sample:
         "gold": doc.get_golds(),
         "metrics": {name: value for name, value in detail.metric.items() if isinstance(value, int | float)},
     }
+
+
+def _correct(metrics: dict[str, float], texts: Sequence[str]) -> Sample:
+    """Whether the answer is right; of several their share, the answers, and what is made of them."""
+    if len(texts) == 1:
+        return {"correct": metrics["exact_match"] == 1.0}
+    votes = {name: value for name, value in metrics.items() if "@" in name}
+    return {"correct": metrics["exact_match"], "predictions": list(texts), "metrics": votes}
 
 
 def _question(doc: Doc) -> str:

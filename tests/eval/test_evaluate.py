@@ -211,6 +211,29 @@ def test_sampling_follows_the_seed(tiny_corpus: Path, tiny_model: Path, tmp_path
     assert predictions("a", 1) == predictions("b", 1) != predictions("c", 2)
 
 
+def test_several_answers_to_a_problem_give_pass_and_majority(tiny_corpus: Path, knower: Path, tmp_path: Path) -> None:
+    config = {
+        "tasks": ["acorn:problems"],
+        "problems_per_level": 1,
+        "max_new_tokens": 120,
+        "generation_parameters": {"temperature": 1.2},
+        "samples": 4,
+    }
+    job = make_job(EVALUATE, tmp_path, config, inputs={"corpus": tiny_corpus, "base": knower})
+    run_here(EVALUATE, job)
+    rows = samples(job, "base", "acorn:problems")
+    for row in rows:
+        rights = [is_correct(text, row["gold"]) for text in row["predictions"]]
+        assert len(rights) == 4 and row["correct"] == fmean(rights)
+        assert row["metrics"]["pass@4"] == float(any(rights))
+        assert row["metrics"]["pass@2"] == pytest.approx(1 - math.comb(4 - sum(rights), 2) / math.comb(4, 2))
+    assert any(len(set(row["predictions"])) > 1 for row in rows)
+    found = metric(job, "base", "acorn:problems", "pass@4")
+    assert found["low"] <= found["value"] == fmean(row["metrics"]["pass@4"] for row in rows) <= found["high"]
+    with pytest.raises(ValueError, match="samples is 4, but at temperature 0"):
+        EvaluateConfig(samples=4)
+
+
 def test_a_bfloat16_model_is_scored_in_float32(knower: Path) -> None:
     import torch
 
