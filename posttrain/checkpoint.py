@@ -43,8 +43,10 @@ class Checkpoint:
 class AtomicCheckpoints(Trainer):  # type: ignore[misc]
     """Mixin for a TRL trainer: saves through a folder aside and keeps the newest `KEEP`."""
 
-    steps_between_states = 1
-    """Optimizer steps between two that a checkpoint can hold: more where a trainer keeps samples for several steps."""
+    @property
+    def steps_between_states(self) -> int:
+        """Optimizer steps between two that a checkpoint can hold: more where samples are kept for several steps."""
+        return 1
 
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         # Trainer's own method, past TRL's: TRL's writes a model card with the name of the scratch folder each time.
