@@ -3,7 +3,7 @@
 In this order: the Host header (a page of another site whose name was pointed at this machine must not talk to a server
 on loopback), the API key, the content type (anything but JSON a browser sends across sites without asking first), room
 for one more request, the size of the body and the time it takes. A request that is refused for lack of room is
-refused before its body is read, so memory stays bounded by `places * max_body`.
+refused before its body is read, and the bodies of all requests together are bounded, so memory is.
 """
 
 from __future__ import annotations
@@ -79,8 +79,9 @@ class Gate:
             )
         self.state.admitted += 1
         try:
-            body = await self._body(headers, receive)
-            await self._app(scope, _again(body, receive), send)
+            with _Share(self.state, self._network.all_bodies) as share:
+                body = await self._body(headers, receive, share)
+                await self._app(scope, _again(body, receive), send)
         finally:
             self.state.admitted -= 1
 
@@ -98,14 +99,14 @@ class Gate:
         if kind != "application/json":
             raise ApiError(415, f"the content type is '{kind[:100]}'; send JSON as 'Content-Type: application/json'")
 
-    async def _body(self, headers: dict[bytes, str], receive: Receive) -> bytes:
+    async def _body(self, headers: dict[bytes, str], receive: Receive, share: _Share) -> bytes:
         most = self._network.max_body
         declared = headers.get(b"content-length", "0")
         if declared.isdigit() and int(declared) > most:
             raise _too_large(f"{int(declared)} bytes", most)
         try:
             async with asyncio.timeout(self._network.body_seconds):
-                return await _read(receive, most)
+                return await _read(receive, most, share)
         except TimeoutError:
             raise ApiError(408, f"the body did not arrive in {self._network.body_seconds:g} s") from None
 
@@ -127,15 +128,37 @@ def _name(host: str) -> str:
     return host.split(":")[0]
 
 
-async def _read(receive: Receive, most: int) -> bytes:
+class _Share:
+    """The bytes of one body, among `most` of all requests."""
+
+    def __init__(self, state: State, most: int) -> None:
+        self._state, self._most, self._bytes = state, most, 0
+
+    def __enter__(self) -> _Share:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._state.held -= self._bytes
+
+    def take(self, count: int) -> None:
+        """Raises ApiError (429) where the others leave no room."""
+        if self._state.held + count > self._most:
+            raise ApiError(429, f"the bodies of all requests together are {self._most} bytes; try again in a second")
+        self._state.held += count
+        self._bytes += count
+
+
+async def _read(receive: Receive, most: int, share: _Share) -> bytes:
     body = bytearray()
     while True:
         event = await receive()
         if event["type"] == "http.disconnect":
             raise ApiError(400, "the connection was closed before the body was whole")
-        body += event.get("body", b"")
-        if len(body) > most:
+        part = event.get("body", b"")
+        if len(body) + len(part) > most:
             raise _too_large("more", most)
+        share.take(len(part))
+        body += part
         if not event.get("more_body", False):
             return bytes(body)
 

@@ -78,6 +78,10 @@ class LlamaBackend:
     def submit(self, work: Work) -> int:
         if work.search is not None:
             raise ValueError("search needs the torch engine: serve the model folder instead of the GGUF")
+        if work.schema is not None:  # llama.cpp follows what it understands of a schema, and says nothing of the rest
+            from engine.grammar import check_schema  # type: ignore[import-not-found]
+
+            check_schema(work.schema)
         self._handles += 1
         running = _Running(self._handles, work, np.asarray(work.ids, np.int64))
         with self._lock:

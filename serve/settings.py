@@ -74,6 +74,8 @@ class Network:
     api_key: str | None = None
     max_body: int = 8 << 20
     """Of a request; about 2M tokens of text."""
+    all_bodies: int = 64 << 20
+    """Of the requests being answered, together."""
     body_seconds: float = 30.0
     """For a client to send a whole request, headers first."""
     write_seconds: float = 30.0

@@ -19,4 +19,6 @@ class State:
     """Under which the model is asked for; the first is the one that is told."""
     admitted: int = 0
     """Requests now being answered."""
+    held: int = 0
+    """Bytes of their bodies."""
     started: int = field(default_factory=lambda: int(time.time()))

@@ -73,6 +73,9 @@ class Supervisor:
         """Start a worker and wait until it has loaded the model. Raises WorkerDied with its reason if it does not."""
         first: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._task = asyncio.create_task(self._keep_running(first))
+        await asyncio.wait({self._task, first}, return_when=asyncio.FIRST_COMPLETED)
+        if not first.done():
+            self._task.result()
         await first
 
     async def stop(self) -> None:
@@ -118,8 +121,8 @@ class Supervisor:
             born = time.monotonic()
             try:
                 reason = await self._one_life(first)
-            except OSError as error:
-                reason = f"the model's process cannot be started: {error}"
+            except (OSError, ValueError) as error:  # no process or no memory for one; a message that is none
+                reason = f"the model's process is lost: {error}"
             if not first.done():  # it never was ready: a model that cannot be loaded will not be the next time
                 first.set_exception(WorkerDied(reason))
                 return
@@ -133,8 +136,9 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
+                # -P: a folder named "engine" where the user happens to be must not be taken for acorn's.
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "serve.worker", str(theirs.fileno())),
+                    *(sys.executable, "-P", "-m", "serve.worker", str(theirs.fileno())),
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     env=_environment(self.settings),
@@ -148,6 +152,8 @@ class Supervisor:
             self._ready.clear()
             if self._writer is not None:
                 self._writer.close()
+            self._writer = None
+            ours.close()
             await _end(self._process)
             self._fail_all()
 

@@ -55,7 +55,7 @@ class Running:
 
     def start(self) -> Running:
         self._thread.start()
-        self._up.wait(120)
+        assert self._up.wait(500), "the server is not up after 500 s"
         if self._failure is not None:
             raise self._failure
         return self

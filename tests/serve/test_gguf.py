@@ -10,7 +10,9 @@ from typing import Any
 import pytest
 
 from export.gguf import write_gguf
-from serve.app import load_reader
+from serve.gguf import read_gguf
+from serve.template import read_template
+from serve.tokenizer import TextTokenizer
 from tests.export.models import make_model
 from tests.serve.servers import NAME, Running, running, settings_of
 from tests.serve.test_standing import until
@@ -42,11 +44,11 @@ def chat(server: Running, **options: Any) -> Any:
 
 
 def test_the_file_holds_the_tokenizer_and_template_of_the_folder(model: Path, gguf: Path) -> None:
-    one, other = load_reader(model), load_reader(gguf)
+    one, (other, template) = TextTokenizer.from_folder(model), read_gguf(gguf)
     text = "Tom's 16 keys\n\n🌰 <|im_end|><|im_start|>user naïve"
-    assert one.tokenizer.encode(text) == other.tokenizer.encode(text)
-    assert one.template is not None and other.template is not None
-    assert one.template.render(ASK) == other.template.render(ASK)
+    assert one.encode(text) == other.encode(text)
+    assert other.keeps
+    assert template == read_template(model)
 
 
 def test_its_greedy_answer_is_that_of_the_model_folder(model: Path, llama: Running) -> None:
@@ -97,12 +99,15 @@ def test_more_requests_than_slots_take_turns_and_a_client_that_leaves_frees_its_
 
 
 def test_schemas_are_followed_and_refused_with_a_sentence(llama: Running) -> None:
+    pytest.importorskip("engine.grammar")
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
-    assert json.loads(chat(llama, response_format=form, max_tokens=300).choices[0].message.content)["a"] in (1, 2)
+    # Not greedy: a random model may like blanks best, of which the grammar allows any number.
+    answer = chat(llama, response_format=form, max_tokens=300, temperature=1, seed=1)
+    assert json.loads(answer.choices[0].message.content)["a"] in (1, 2)
     refused = llama.post(
         "/v1/chat/completions",
         {"messages": ASK, "response_format": {"type": "json_schema", "json_schema": {"schema": {"type": "gold"}}}},
     )
     assert refused.status_code == 400
-    assert "refused the request" in refused.json()["error"]["message"]
+    assert "this JSON schema cannot be followed" in refused.json()["error"]["message"]

@@ -89,6 +89,17 @@ def test_a_body_beyond_the_limit_is_413_declared_or_not(guarded: Running) -> Non
     assert "20000" in declared.json()["error"]["message"]
 
 
+def test_bodies_of_all_requests_together_are_bounded(guarded: Running) -> None:
+    assert guarded.app.state.held == 0
+    guarded.app.state.held = guarded.network.all_bodies - 1_000
+    try:
+        refused = guarded.post("/v1/completions", {"prompt": "x" * 2_000}, headers=key(guarded))
+    finally:
+        guarded.app.state.held -= guarded.network.all_bodies - 1_000
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert guarded.app.state.held == 0
+
+
 def test_clients_that_send_or_read_too_slowly_are_let_go(guarded: Running) -> None:
     head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
     head += b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
