@@ -18,8 +18,18 @@ Row = dict[str, Any]
 
 
 def read_jsonl(path: Path) -> list[Row]:
-    with path.open(encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    """Rows of a file of JSON objects, one a line. Raises ValueError that names file and line of one that is none."""
+    rows: list[Row] = []
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            try:
+                row = json.loads(line.decode("utf-8"))
+            except ValueError as error:  # no JSON, or no UTF-8
+                raise ValueError(f"{path}:{number}: not a row of JSON: {error}") from error
+            if not isinstance(row, dict):
+                raise ValueError(f"{path}:{number}: a row is a JSON object, not {type(row).__name__}")
+            rows.append(row)
+    return rows
 
 
 def write_jsonl(path: Path, rows: Iterable[Any]) -> None:

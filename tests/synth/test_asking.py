@@ -100,16 +100,20 @@ def test_prompts_beyond_the_budget_are_rejected_whatever_the_shards(scripted_ser
     assert found[0] == found[1] == found[2]
 
 
-def test_a_judge_tags_the_rows_that_passed_the_rest(scripted_server: Scripted, tmp_path: Path) -> None:
+def test_a_judge_tags_the_rows_that_passed_the_rest_and_a_reward_model_scores_them(
+    scripted_server: Scripted, tiny_model: Path, reward_model: Path, tmp_path: Path
+) -> None:
     marks = ("", "weapon", "mumble", "poor")
     corpus = texts_corpus(tmp_path / "corpus", *(mail(n, mark) for n, mark in enumerate(marks)), mail(5, "CUT"))
     tags = {"llm": scripted_server.llm(), "min_quality": 2}
-    config = rewriting(scripted_server, filters={**NO_REPEATS, "tags": tags})
-    job = make_job(REWRITE, tmp_path, config, {}, {"corpus": corpus})
+    filters = {**NO_REPEATS, "tags": tags, "embedding": {"threshold": 0.99999}, "reward": {"min_score": -1e6}}
+    inputs = {"corpus": corpus, "embedder": tiny_model, "reward": reward_model}
+    job = make_job(REWRITE, tmp_path, rewriting(scripted_server, filters=filters), {}, inputs)
     run_here(REWRITE, job)
     assert reasons(job.out) == {"low_quality": 1, "unfinished": 1, "unreadable_tags": 1, "unsafe": 1}
     (kept,) = rows(job.out / "train.jsonl")
     assert kept["tags"] == {"difficulty": 2, "quality": 4, "safe": True}
+    assert isinstance(kept["reward"], float)
 
 
 @pytest.fixture(scope="module")

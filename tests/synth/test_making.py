@@ -127,6 +127,10 @@ def test_a_task_without_tests_is_named(scripted_server: Scripted, tmp_path: Path
     config = {"llm": scripted_server.llm(), "check": "code", "tasks": str(tmp_path / "tasks.jsonl")}
     with pytest.raises(ValueError, match=r"tasks\.jsonl:1: `tests` is missing"):
         run_here(VERIFIED, make_job(VERIFIED, tmp_path, config))
+    for broken in (b'{"id": 1}\n{"id"\n', b'{"id": 1}\n[]\n', b'{"id": 1}\n{"a": "\xff"}\n'):
+        (tmp_path / "tasks.jsonl").write_bytes(broken)
+        with pytest.raises(ValueError, match=r"tasks\.jsonl:2: "):
+            run_here(VERIFIED, make_job(VERIFIED, tmp_path, config))
 
 
 CATEGORIES = {"sums": {"system_prompt": "You teach sums.", "weight": 3}, "words": {"system_prompt": "You spell words."}}
