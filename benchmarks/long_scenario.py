@@ -126,7 +126,9 @@ async def scenario(url: str, model: str, prompts: list[str]) -> Run:
             firsts.append(first if first is not None else time.perf_counter() - begun)
 
     started = time.perf_counter()
-    async with httpx.AsyncClient(base_url=url, timeout=3600) as client:
+    # A new connection for each request: llama.cpp's server closes kept ones at moments of its own.
+    fresh = httpx.Limits(max_keepalive_connections=0)
+    async with httpx.AsyncClient(base_url=url, timeout=3600, limits=fresh) as client:
         await asyncio.gather(*(work(client) for _ in range(CLIENTS)))
     return Run(time.perf_counter() - started, sum(firsts) / len(firsts), new)
 
