@@ -136,8 +136,9 @@ class Supervisor:
         ours, theirs = socket.socketpair()
         try:
             with theirs:
+                # -P: a folder named "engine" where the user happens to be must not be taken for acorn's.
                 self._process = await asyncio.create_subprocess_exec(
-                    *(sys.executable, "-m", "serve.worker", str(theirs.fileno())),
+                    *(sys.executable, "-P", "-m", "serve.worker", str(theirs.fileno())),
                     pass_fds=[theirs.fileno()],
                     stdin=asyncio.subprocess.DEVNULL,
                     env=_environment(self.settings),
