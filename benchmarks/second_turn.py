@@ -1,6 +1,6 @@
 """The second turn of a long conversation: time to its first token with the prefix cache and without.
 
-`python -m benchmarks.second_turn [--lengths 10000 32000] [--reply 32] [--turn 32] [--repeats 3] [--threads N]`
+`python -m benchmarks.second_turn [--lengths 10000 32000] [--reply 32] [--turn 32] [--repeats 8] [--threads N]`
 
 A random model of 5.1M parameters with SmolLM2's vocabulary. A conversation of so many tokens was answered with `reply`
 tokens; then come `turn` new ones. Each repeat has another new turn, so what is cached is the conversation and the
@@ -92,7 +92,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--lengths", type=int, nargs="+", default=[10_000, 32_000])
     parser.add_argument("--reply", type=int, default=32)
     parser.add_argument("--turn", type=int, default=32)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     return parser.parse_args()
 

@@ -97,11 +97,13 @@ class Mailbox:
         Raises Cancelled, ValueError for a request that cannot be run, RuntimeError for one that failed; what else was
         asked in the call is cancelled then.
         """
+        if not asked:
+            return []
         job = _Job(asked, cancelled)
         return self._post(lambda: self._submit(job), job.done)
 
     def call(self, function: Callable[[], T]) -> T:
-        """What `function` returns or raises, run on the owner's thread between two turns."""
+        """What `function` returns or raises, run on the owner's thread between two turns (which must not call this)."""
         done: Future[T] = Future()
 
         def run() -> None:
@@ -132,7 +134,7 @@ class Mailbox:
                 handle = self.serving.submit(request)
                 job.events[handle] = []
                 self._jobs[handle] = job
-        except ValueError as error:
+        except Exception as error:  # raised again in the thread that waits
             self._end(job, error)
 
     def _end(self, job: _Job, error: Exception) -> None:

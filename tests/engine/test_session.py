@@ -102,6 +102,7 @@ def test_a_verifiers_calls_run_on_the_owners_thread_and_their_errors_come_back()
             verifier.extend([seq], [[]])
         with pytest.raises(ValueError, match="outside the vocabulary"):
             owner.mailbox.run([Request((5,)), Request((500,))], threading.Event())
+        assert owner.mailbox.run([], threading.Event()) == []
         assert verifier.usage().prompt > 0
 
 
