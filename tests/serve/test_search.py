@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from argparse import Namespace
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -207,6 +208,18 @@ def test_a_verifier_that_is_none_is_refused(backend: Any, tmp_path: Path) -> Non
             named.find(ref)
     with pytest.raises(ValueError, match="trained on steps"):
         delimiter_of(backend.settings.verifier, "\n")
+
+
+def test_the_command_finds_a_verifier_or_says_that_there_is_none(backend: Any, tmp_path: Path) -> None:
+    from registry import Registry
+    from serve.command import verifier_of
+
+    registry, model, own = Registry(tmp_path), str(backend.settings.model), backend.settings.verifier
+    assert verifier_of(registry, Namespace(verifier=None, model=model)) is None
+    assert verifier_of(registry, Namespace(verifier=None, model="somewhere/m.gguf")) is None
+    assert verifier_of(registry, Namespace(verifier=str(own), model=model)) == own
+    with pytest.raises(FileNotFoundError, match="no/prm"):
+        verifier_of(registry, Namespace(verifier="no/prm", model=model))
 
 
 ASK: dict[str, Any] = {
