@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from acorn.resolve import canonical_identity
 from acorn.stage import Job
 from eval.catalogue import suite_names
 from eval.check import check
 from eval.config import EvaluateConfig, EvaluateExecution
 from eval.stage import EVALUATE
+from registry import Registry
 from tests.jobs import make_job, run_here
 
 CAPITALS = [
@@ -67,6 +69,18 @@ def test_what_a_suite_holds_is_part_of_the_key(tmp_path: Path) -> None:
     assert EvaluateConfig.model_validate(before.model_dump(mode="json")) == before
     own.write_text("format: plain\ntasks: [gsm8k|8]\n")
     assert EvaluateConfig.model_validate({"suites": [str(own)]}) != before
+
+
+def test_edited_rows_of_a_suites_task_change_the_key_and_moved_ones_do_not(tmp_path: Path) -> None:
+    def identity(folder: Path) -> dict[str, Any]:
+        own = tmp_path / "mine.yaml"
+        own.write_text(json.dumps({"tasks": ["capitals"], "define": {"capitals": {"data": str(folder), **TEMPLATE}}}))
+        config = EvaluateConfig.model_validate({"suites": [str(own)], "data": {}})
+        return canonical_identity(config, Registry(tmp_path / "home").source_digest)[0]
+
+    before = identity(rows_at(tmp_path / "a", CAPITALS))
+    assert identity(rows_at(tmp_path / "b", CAPITALS)) == before
+    assert identity(rows_at(tmp_path / "b", CAPITALS[:3])) != before
 
 
 def test_the_format_is_the_roles_then_the_suites_then_the_default() -> None:
