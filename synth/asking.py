@@ -66,14 +66,20 @@ def open_llm(job: Job, arguments: Mapping[str, Any], role: str = "model") -> Any
         device=job.execution.device,
         batch_size=job.execution.batch_size,
         digest=job.digests.get(role) if local else None,
-        cache=response_cache(job, arguments),
+        cache=response_cache(job, arguments, role if local else None),
     )
 
 
-def response_cache(job: Job, arguments: Mapping[str, Any]) -> Path | None:
-    """The file of known responses, one for the whole registry; None where this step does without."""
+def response_cache(job: Job, arguments: Mapping[str, Any], role: str | None) -> Path | None:
+    """The file of known responses, one for the whole registry; None where this step does without.
+
+    `role` is the input that holds the model. A model that is a path of this machine has no digest, and may change under
+    its name: it is asked anew.
+    """
     wanted = job.execution.cache
     if wanted == "off" or (wanted == "auto" and arguments["type"] != "openai"):
+        return None
+    if role is not None and role not in job.inputs and Path(str(arguments.get("model", ""))).expanduser().exists():
         return None
     home = job.scratch.parents[2] if job.scratch.parent.parent.name == "staging" else job.scratch
     return home / "cache" / "responses.sqlite"

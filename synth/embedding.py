@@ -6,11 +6,23 @@ rows are 2e8 products of vectors, seconds; beyond 100,000 use an index of your o
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
+
+from synth.processes import die_with
 
 TOKENS = 512
 """Of a text; what is behind does not count."""
+
+
+def embed_apart(texts: Sequence[str], model: str, device: str, batch_size: int) -> Any:
+    """`embed` in a forked process: with a CUDA context in this one, no pipeline after it could use the GPU."""
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=context, initializer=die_with, initargs=(os.getpid(),)) as pool:
+        return pool.submit(embed, list(texts), model, device, batch_size).result()
 
 
 def embed(texts: Sequence[str], model: str, device: str, batch_size: int) -> Any:

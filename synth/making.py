@@ -134,10 +134,11 @@ def _filter(job: Job, tracker: Tracker, judge: Any, rows: list[Row], spent: int)
     filters: Filters = job.config.filters
     sieve = sift(by_id(rows), filters, evaluation_inputs(job))
     if filters.embedding is not None and sieve.kept:
-        from synth.embedding import embed, repeats
+        from synth.embedding import embed_apart, repeats
 
         model = filters.embedding.model or str(job.inputs["embedder"])
-        vectors = embed([text_of(row) for row in sieve.kept], model, job.execution.device, job.execution.batch_size)
+        texts = [text_of(row) for row in sieve.kept]
+        vectors = embed_apart(texts, model, job.execution.device, job.execution.batch_size)
         close = repeats(vectors, filters.embedding.threshold)
         sieve.apply("near_in_meaning" if each else None for each in close)
     if filters.tags is not None and sieve.kept:

@@ -61,7 +61,8 @@ def make_llm(
     if arguments["type"] == "teacher":
         return made
     # Everything that decides about an answer; a server has no digest, so its address stands for it.
-    about = {"llm": dict(arguments), "weights": digest, "seed": None if arguments["type"] == "openai" else seed}
+    own = {name: value for name, value in arguments.items() if name not in ("timeout", "max_retries")}
+    about = {"llm": own, "weights": digest, "seed": None if arguments["type"] == "openai" else seed}
     return AskedLLM.around(made, json.dumps(about, sort_keys=True), cache)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import datasketch
@@ -10,8 +12,13 @@ import distilabel.distiset
 import distilabel.pipeline.base
 import distilabel.pipeline.local
 import pytest
+import torch
+from distilabel.models import TransformersLLM
+from distilabel.pipeline import Pipeline
+from distilabel.steps import RewardModelScore
 from distilabel.steps.filtering import _datasketch
 from pydantic import ValidationError
+from transformers import AutoTokenizer
 
 from synth.check import check
 from synth.config import ChatDataConfig, ChatExecution, PairsExecution, PreferencePairsConfig
@@ -79,3 +86,17 @@ def test_the_patches_of_distilabel_are_still_needed() -> None:
     theirs = inspect.getsource(datasketch.MinHashLSH.__init__)
     assert "_require_bytes_keys" in theirs and "_require_bytes_keys" not in own, "drop `_require_bytes_keys`"
     assert "install(show_locals=True)" in inspect.getsource(distilabel), "drop the reset of `sys.excepthook`"
+
+
+def test_distilabels_magpie_opens_two_turns_and_its_reward_step_wants_ids(tiny_tokenizer: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_tokenizer)
+    llm = TransformersLLM(model="m", magpie_pre_query_template="qwen2", use_magpie_template=True)
+    llm._pipeline = SimpleNamespace(tokenizer=tokenizer)
+    theirs = llm.prepare_input([{"role": "system", "content": "Hello"}])
+    assert theirs.endswith("<|im_start|>assistant\n<|im_start|>user\n"), "synth.distilabel.models.magpie_prompt can go"
+    with Pipeline(name="reward"):
+        step = RewardModelScore(model="m")
+    step._tokenizer = tokenizer
+    step._model = SimpleNamespace(device="cpu")
+    encoded = step._prepare_inputs([{"instruction": "Hello", "response": "Yes"}])
+    assert not isinstance(encoded, torch.Tensor), "synth.distilabel.steps.RowReward can go"
