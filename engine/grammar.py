@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,9 @@ from llguidance import LLMatcher, LLTokenizer
 
 BLANK = r"[ \n]?"
 """Between the parts of a JSON text."""
+MOST_PARTS, MOST_VALUES, MOST_STATES = 1000, 50_000, 10_000
+"""Of a schema: objects in it, values of any kind, and remainders that its `multipleOf`s tell apart. Each limit compiles
+in about half a second."""
 KEPT = 64
 """Compiled grammars; of the ones that were used last."""
 
@@ -124,8 +128,45 @@ def schema_grammar(schema: Mapping[str, Any]) -> str:
         text = json.dumps(dict(schema), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise ValueError(f"the JSON schema is not JSON itself: {error}") from error
-    grammar: str = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": BLANK})
+    _check_size(schema)
+    try:
+        grammar: str = LLMatcher.grammar_from_json_schema(text, overrides={"whitespace_pattern": BLANK})
+    except ValueError as error:  # nested too deep
+        raise _refusal("JSON schema", str(error)) from error
     return grammar
+
+
+def _check_size(schema: Any) -> None:
+    """Raise ValueError for a schema that would take many seconds to compile, in which nobody else gets a token.
+
+    llguidance has limits of its own for most, but an object of 3,000 properties takes 5 s, `multipleOf` 999,983 50.
+    """
+    parts, values, states = 0, 0, 1
+    rest = [schema]
+    while rest:
+        one = rest.pop()
+        values += 1
+        if isinstance(one, Mapping):
+            parts += 1
+            rest += one.values()
+            step = one.get("multipleOf")
+            if isinstance(step, int | float) and not isinstance(step, bool):
+                states *= max(1, _without_point(step))
+        elif isinstance(one, list | tuple):
+            rest += one
+    for found, most, what in (
+        (parts, MOST_PARTS, "objects"),
+        (values, MOST_VALUES, "values"),
+        (states, MOST_STATES, "as the product of its multipleOf"),
+    ):
+        if found > most:
+            raise _refusal("JSON schema", f"it has {found} {what}, the most is {most}")
+
+
+def _without_point(number: float) -> int:
+    """1234 for 12.34."""
+    decimal = abs(Decimal(str(number))).normalize()
+    return int(decimal.scaleb(-min(0, int(decimal.as_tuple().exponent))))
 
 
 def _refusal(kind: str, message: str) -> ValueError:

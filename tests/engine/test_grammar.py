@@ -194,6 +194,11 @@ def test_a_token_outside_the_mask_is_an_error(grammars: Grammars) -> None:
         grammars.json_object().start().accept(70)
 
 
+NESTED: dict[str, Any] = {"type": "string"}
+for _ in range(200):
+    NESTED = {"items": NESTED}
+
+
 @pytest.mark.parametrize(
     ("schema", "named"),
     [
@@ -207,12 +212,22 @@ def test_a_token_outside_the_mask_is_an_error(grammars: Grammars) -> None:
         ({"type": "integer", "minimum": 3, "maximum": 1}, "minimum"),
         ({"a": float("nan")}, "not JSON"),
         (["a"], r"\['a'\]"),
+        ({"type": "integer", "multipleOf": 999_983}, "multipleOf"),
+        ({"type": "integer", "multipleOf": 1e6}, "multipleOf"),
+        ({"properties": {f"p{n}": {"type": "string"} for n in range(1000)}}, "1002 objects"),
+        ({"enum": list(range(50_000))}, "50002 values"),
+        (NESTED, "recursion"),
     ],
 )
 def test_an_unsupported_schema_is_refused_by_name(grammars: Grammars, schema: Any, named: str) -> None:
     for refuse in (check_schema, grammars.json_schema):
         with pytest.raises(ValueError, match=named):
             refuse(schema)
+
+
+def test_a_step_of_cents_is_no_large_schema(grammars: Grammars, spelling: Any) -> None:
+    grammar = grammars.json_schema({"type": "number", "minimum": 0, "maximum": 9, "multipleOf": 0.01})
+    assert grammar.start().mask() is not None
 
 
 def test_a_bad_regular_expression_and_grammar_are_refused(grammars: Grammars) -> None:
