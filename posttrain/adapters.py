@@ -1,7 +1,7 @@
 """Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685) through peft: written against peft 0.21.
 
 The step's artifact is a model like any other, so its weights are merged. The adapter is kept unmerged beside them, in
-`adapter/`: a few per cent of the size, for programs that put several of them over one base.
+`adapter/`, for programs that put several of them over one base.
 """
 
 from __future__ import annotations

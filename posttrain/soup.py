@@ -1,8 +1,8 @@
 """The stage `soup`: the weighted average of models of one architecture, tensor by tensor.
 
 No model is built and no torch imported: tensors are read from the mapped safetensors files in pieces of
-`PIECE` elements, summed in float64 and written in the first model's type, so memory stays at some 100 MB whatever the
-size. The order of the sum is that of the roles' names, so the bytes depend on weights and models alone.
+`PIECE` elements, summed in float64 and written in the first model's type, so memory does not grow with the models.
+The order of the sum is that of the roles' names, so the bytes depend on weights and models alone.
 """
 
 from __future__ import annotations
