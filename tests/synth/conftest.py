@@ -27,6 +27,18 @@ class Scripted:
 
 
 @pytest.fixture(scope="session")
+def namespaces() -> None:
+    """Skips where the kernel gives no process namespaces of its own (some containers, Ubuntu's AppArmor)."""
+    from synth.making_config import Sandbox
+    from synth.sandbox import run_tests
+
+    try:
+        run_tests("", "", Sandbox())
+    except RuntimeError as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(scope="session")
 def scripted_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scripted]:
     log = tmp_path_factory.mktemp("scripted") / "log"
     with log.open("w") as file:

@@ -229,6 +229,7 @@ def test_ways_are_equal_in_other_words_and_other_names() -> None:
 LIMITS = Sandbox(seconds=0.5, memory_mb=128)
 
 
+@pytest.mark.usefixtures("namespaces")
 @pytest.mark.parametrize(
     ("code", "reason", "said"),
     [
@@ -257,6 +258,7 @@ def test_a_machine_that_cannot_isolate_runs_nothing(monkeypatch: pytest.MonkeyPa
         run_tests("", "", LIMITS)
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_verdicts_come_in_the_order_of_the_programs() -> None:
     found = run_all([("x = 1", "assert x == 1"), ("x = 2", "assert x == 1")], LIMITS)
     assert [each.reason for each in found] == [None, "failed_tests"] and isinstance(found[0], Verdict)

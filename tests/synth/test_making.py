@@ -103,6 +103,7 @@ def test_right_solutions_are_kept_once_for_each_way(scripted_server: Scripted, t
     }
 
 
+@pytest.mark.usefixtures("namespaces")
 def test_programs_are_kept_that_pass_their_tests(scripted_server: Scripted, tmp_path: Path) -> None:
     task = {"id": "d", "question": "Write a function double(x).", "tests": "assert double(4) == 8 and double(0) == 0"}
     (tmp_path / "tasks.jsonl").write_text(json.dumps(task) + "\n")
