@@ -253,8 +253,8 @@ class ServingEngine:
         return False
 
     def _keep(self, row: _Row) -> None:
-        """In the prefix cache."""
-        if not row.request.cache or row.live is None:
+        """In the prefix cache, but for what is not finite: others may begin with the same tokens."""
+        if not row.request.cache or row.live is None or not row.live.finite:
             return
         node = self._cache.save(as_key(row.ids[: row.live.length]), row.live)
         if node is not None:
@@ -288,7 +288,7 @@ class ServingEngine:
         if not failed:
             self._keep(row)
         self._unpin(row)
-        self._store.free(row.live, clean=not failed)
+        self._store.free(row.live)
         row.live = None
         self._running.remove(row)
 
