@@ -238,10 +238,10 @@ class ServingEngine:
             if other.live is not None and other.live.length < tokens:
                 return True
             row.waits = None
-        prompts = [other for other in self._running if other.request.cache and other.rest > 1]
+        prompts = [one for one in self._running if one.request.cache and (one.rest > 1 or not one.new)]
         if not (row.request.cache and prompts and self._cache.pool.count):
             return False
-        shared, other = max(((common(row.key, other.key), other) for other in prompts), key=lambda pair: pair[0])
+        shared, other = max(((common(row.key, one.key), one) for one in prompts), key=lambda pair: pair[0])
         shared = min(shared, len(row.ids) - 1)
         if shared - self._cache.known(row.key) < self._cache.pool.size:
             return False

@@ -151,6 +151,11 @@ def test_one_prefix_runs_once_however_many_ask_for_it_together(llama: Any) -> No
             cached |= {event.handle: event.cached} if event.cached is not None else {}
     assert cached == {first: 0, second: 41} and order[0] == second
     assert counter.tokens == 63 + 3 + 2 * 5
+    # Also where a chunk left but one token of the prompt.
+    engine.submit(ask([8, *prompt[:16]], 1))
+    engine.turn()
+    [answer] = run(engine, [ask([8, *prompt[:16], 5, 5], 1)])
+    assert answer.cached == 17
 
 
 def test_the_second_turn_runs_only_what_is_new(llama: Any) -> None:
