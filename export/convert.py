@@ -121,7 +121,6 @@ def prove(
 
     for kind, path in paths.items():
         weighed = _choose(kind, path, plain[kind], load, held_out, settings) if plain and kind in plain else {}
-        tokens.file_parity(path, shape, vocabulary)
         start = time.perf_counter()
         with load(path) as llama:
             speed[f"export/{kind}/load_seconds"] = time.perf_counter() - start
@@ -136,6 +135,7 @@ def prove(
                 reference, llama, kind, held_out, settings, context
             )
             proof["types"][kind] = found | weighed
+        tokens.file_parity(path, shape, vocabulary)
     return proof, speed
 
 

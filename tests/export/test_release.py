@@ -190,10 +190,11 @@ def test_hub_ids_are_found_in_a_lineage_and_local_data_is_not() -> None:
             stage="text", kind="corpus", licenses=["MIT"],
             config={"text": [{"path": "openai/gsm8k"}, {"path": "sha256:00/11"}, {"path": "/data/own/x"}]},
         ),
+        SimpleNamespace(stage="chat_rows", kind="chat", config={"path": "HuggingFaceTB/smoltalk"}, licenses=[]),
     ]  # fmt: skip
     history = History(tuple(steps))  # type: ignore[arg-type]
     assert history.hub_models == ["HuggingFaceTB/SmolLM2-135M"]
-    assert history.hub_datasets == ["openai/gsm8k"]
+    assert history.hub_datasets == ["HuggingFaceTB/smoltalk", "openai/gsm8k"]
     assert history.licenses == ["MIT"]
 
 
