@@ -72,7 +72,7 @@ class Engine:
 
 def install(patch: pytest.MonkeyPatch) -> None:
     """Make it what `import vllm` finds."""
-    modules = {
+    modules: dict[str, dict[str, Any]] = {
         "vllm": {"LLMEngine": Engine, "EngineArgs": SimpleNamespace, "SamplingParams": Params},
         "vllm.config": {"StructuredOutputsConfig": SimpleNamespace},
         "vllm.exceptions": {"VLLMValidationError": Refusal},
