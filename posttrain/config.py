@@ -85,7 +85,7 @@ class RowsConfig(Identity):
     name: str | None = None
     """Hub: name of the data set's configuration."""
     split: str = "train"
-    """Hub, or a folder: of files that begin so, or lie in a folder of that name."""
+    """Hub, or a folder: of files so named, with or without a number behind, or in a folder of that name."""
     revision: str | None = None
     """Hub: commit to pin; without it the id alone stands for the data."""
     limit: int | None = Field(default=None, gt=0)

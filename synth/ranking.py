@@ -63,12 +63,17 @@ def run(job: Job) -> dict[str, float]:
 def make_pair(prompt: Row, samples: list[Row], scores: list[float] | None, rank: JudgeRank | RewardRank | None) -> Row:
     """The pair of the best and the worst sample, or the prompt with the `reason` why there is none.
 
-    Ties go to the earlier sample. Reasons: `unreadable_rating`, `same_score`, `low_rating`, `small_margin`.
+    Ties go to the earlier sample. A cut answer may be the worst, but never the best: it would be learned as a whole
+    one. Reasons: `unreadable_rating`, `unfinished`, `same_score`, `low_rating`, `small_margin`.
     """
     if scores is None:
         return _refused(prompt, samples, "unreadable_rating")
     order = sorted(range(len(samples)), key=lambda index: (scores[index], -index))
-    worst, best = order[0], order[-1]
+    written = [index for index in order if _text(samples[index]).strip()]
+    whole = [index for index in written if samples[index]["finished"]]
+    if not whole:
+        return _refused(prompt, samples, "unfinished") | {"scores": scores}
+    worst, best = written[0], whole[-1]
     reason = None
     if scores[best] == scores[worst] or _text(samples[best]) == _text(samples[worst]):
         reason = "same_score"

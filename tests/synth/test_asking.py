@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -147,9 +148,12 @@ def test_pairs_are_ranked_by_a_judge_or_a_reward_model(
     scripted_server: Scripted, tiny_model: Path, reward_model: Path, tmp_path: Path
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus", [problem(n) for n in range(3)])
-    llm = {"type": "model", "generation_kwargs": {"max_new_tokens": 6}}
+    policy = shutil.copytree(tiny_model, tmp_path / "policy")  # every sixteenth token ends its answer
+    ends = json.dumps({"eos_token_id": list(range(480, 512))})
+    (policy / "generation_config.json").write_text(ends)
+    llm = {"type": "model", "generation_kwargs": {"max_new_tokens": 90}}
     judge = {"rank": {"type": "judge", "llm": scripted_server.llm()}, "llm": llm, "num_generations": 3}
-    inputs = {"corpus": corpus, "model": tiny_model, "reward": reward_model}
+    inputs = {"corpus": corpus, "model": policy, "reward": reward_model}
     job = make_job(PREFERENCE_PAIRS, tmp_path / "judge", judge, {}, inputs)
     run_here(PREFERENCE_PAIRS, job)
     pairs = rows(job.out / "train.jsonl")
@@ -169,13 +173,23 @@ def test_pairs_are_ranked_by_a_judge_or_a_reward_model(
 
 def test_a_rating_that_cannot_be_read_is_no_vote() -> None:
     prompt = {"id": "p", "messages": [], "level": 0}
-    samples = [{"text": text} for text in ("a", "b", "b")]
+    samples = [{"text": text, "finished": True} for text in ("a", "b", "b")]
     rank = JudgeRank.model_validate({"type": "judge", "llm": {"type": "openai"}, "min_chosen": 4})
     assert make_pair(prompt, samples, None, rank)["reason"] == "unreadable_rating"
     assert make_pair(prompt, samples, [3, 1, 2], rank)["reason"] == "low_rating"
     assert make_pair(prompt, samples, [2, 2, 2], rank)["reason"] == "same_score"
     assert make_pair(prompt, samples[1:], [5, 1], rank)["reason"] == "same_score"
     assert make_pair(prompt, samples, [1, 5, 2], rank)["chosen"][0]["content"] == "b"
+
+
+def test_an_answer_that_was_cut_is_never_the_chosen_one() -> None:
+    prompt, rank = {"id": "p", "messages": [], "level": 0}, None
+    cut, empty, whole = ({"text": text, "finished": text == "c"} for text in ("a", " ", "c"))
+    pair = make_pair(prompt, [cut, empty, whole], [5, 1, 3], rank)
+    assert pair["reason"] == "same_score", "the only whole answer is the worst that says anything"
+    pair = make_pair(prompt, [cut, empty, whole], [2, 1, 3], rank)
+    assert pair["chosen"][0]["content"] == "c" and pair["rejected"][0]["content"] == "a"
+    assert make_pair(prompt, [cut, empty], [5, 1], rank)["reason"] == "unfinished"
 
 
 def test_a_gguf_answers_with_its_own_tokenizer_and_template(tiny_model: Path, tmp_path: Path) -> None:
