@@ -68,7 +68,7 @@ def measure_conversion(model: Path, folder: Path, types: list[str], repeats: int
     for kind in types:
         finished = folder / f"finished-{kind}"
         write_gguf(model, finished, kind, {"name": "benchmark"})
-        ways[f"copy {kind}"] = partial(shutil.copyfile, finished, target)
+        ways[f"copy_{kind}"] = partial(shutil.copyfile, finished, target)
         ways[kind] = partial(write_gguf, model, target, kind, {"name": "benchmark"})
     if "q8_0" in types:
         ways["numpy"] = as_gguf_py
@@ -119,12 +119,13 @@ def print_table(size: int, conversion: dict[str, Seconds], gate: float, cpu: flo
         of_copy = conversion["copy"][0] / cached
         print(f"{name:<10}{cached:>10.3f}{megabytes / cached:>10.0f}{of_copy:>11.2f}x{synced:>10.3f}", end="")
         figures |= {f"{name}_mb_per_second": round(megabytes / cached, 1), f"{name}_of_copy": round(of_copy, 3)}
-        if (bytes_alone := conversion.get(f"copy {name}")) is None:
+        if (bytes_alone := conversion.get(f"copy_{name}")) is None:
             print()
             continue
         of_disk = bytes_alone[1] / synced
         print(f"{of_disk:>9.2f}x{kls[name]:>12.2e}")
         figures |= {f"{name}_of_disk": round(of_disk, 3), f"{name}_kl": kls[name]}
+    del figures["copy_of_copy"]
     print(f"{'gate':<10}{gate:>10.3f}   the whole stage, {len(kls)} types; {cpu:.1f} CPU seconds")
     print(json.dumps(figures | {"gate_seconds": round(gate, 2), "gate_cpu_seconds": round(cpu, 2)}))
 

@@ -41,11 +41,13 @@ def _q8_0(weights: torch.Tensor) -> np.ndarray:
     """
     import torch
 
-    packed = torch.empty(len(weights) // 32, 34, dtype=torch.uint8)
+    blocks, step = weights.view(-1, 32), _CHUNK // 32
+    packed = torch.empty(len(blocks), 34, dtype=torch.uint8)
     half = torch.tensor(0.5 - 2**-25)
-    for rows, blocks in zip(packed.split(_CHUNK // 32), weights.view(-1, 32).split(_CHUNK // 32), strict=True):
-        scale = blocks.abs().amax(dim=1, keepdim=True).div_(127)
-        scaled = blocks * torch.where(scale == 0, 0.0, 1 / scale)
+    for start in range(0, len(blocks), step):
+        part, rows = blocks[start : start + step], packed[start : start + step]
+        scale = part.abs().amax(dim=1, keepdim=True).div_(127)
+        scaled = part * torch.where(scale == 0, 0.0, 1 / scale)
         rows[:, :2] = scale.half().view(torch.uint8)
         rows[:, 2:] = scaled.add_(torch.copysign(half, scaled)).to(torch.int8).view(torch.uint8)
     return packed.view(-1).numpy()  # type: ignore[no-any-return]
