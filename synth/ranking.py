@@ -38,8 +38,9 @@ def run(job: Job) -> dict[str, float]:
 
     number = config.num_generations
     answer = partial(generate, llm=llm, num_generations=number, scratch=job.scratch, ray=job.execution.ray)
-    with job.track(resume_step=finished_shards(job, prompts, number)) as tracker:
-        samples = ask_shards(job, tracker, prompts, number, answer)
+    calls = number + isinstance(config.rank, JudgeRank)  # one rating for all samples of a prompt
+    with job.track(resume_step=finished_shards(job, prompts, calls)) as tracker:
+        samples = ask_shards(job, tracker, prompts, calls, answer)
         scores, spent = _scores(job, tracker, judge, prompts, samples)
         kept: list[Row] = []
         for prompt, own, score in zip(prompts, samples, scores, strict=True):

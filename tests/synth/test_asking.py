@@ -154,10 +154,11 @@ def test_pairs_are_ranked_by_a_judge_or_a_reward_model(
     llm = {"type": "model", "generation_kwargs": {"max_new_tokens": 90}}
     judge = {"rank": {"type": "judge", "llm": scripted_server.llm()}, "llm": llm, "num_generations": 3}
     inputs = {"corpus": corpus, "model": policy, "reward": reward_model}
-    job = make_job(PREFERENCE_PAIRS, tmp_path / "judge", judge, {}, inputs)
+    job = make_job(PREFERENCE_PAIRS, tmp_path / "judge", judge | {"budget": {"calls": 8}}, {}, inputs)
     run_here(PREFERENCE_PAIRS, job)
     pairs = rows(job.out / "train.jsonl")
-    assert [pair["scores"] for pair in pairs] == [[4, 2]] * 3, "the server rates text n with n + 1"
+    assert [pair["scores"] for pair in pairs] == [[4, 2]] * 2, "the server rates text n with n + 1"
+    assert reasons(job.out) == {"over_budget": 1}, "three samples and a rating are four calls"
     note = json.loads((job.out / "logs" / "provenance.jsonl").read_text().splitlines()[0])
     assert note == {
         "id": "train-000",
