@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from random import Random
 from typing import Any
 
 from acorn.stage import Job
@@ -119,7 +120,10 @@ def _prompts(job: Job) -> tuple[list[Row], list[Row]]:
             messages = row["messages"][: last + 1]
             prompt = {"id": str(row["id"]), "messages": messages, "level": row.get("level", 0)}
             found.setdefault(normalise(repr(messages)), prompt)
-    return list(found.values())[: config.problems], []
+    rows = list(found.values())
+    if config.problems is not None and config.problems < len(rows):
+        rows = Random(f"prompts:{config.seed}").sample(rows, config.problems)
+    return rows, []
 
 
 def _scores(

@@ -21,6 +21,7 @@ from synth.distilabel import generate, make_llm, ray_arguments, reward
 from synth.distilabel.models import GgufTokenizer
 from synth.distilabel.pipeline import _make_pipeline
 from synth.making_config import MagpieConfig, MakingExecution, RewriteConfig
+from synth.ranking import _prompts as prompts_of
 from synth.ranking import make_pair
 from synth.roles import check_making as check_making_roles
 from synth.roles import check_pairs
@@ -181,6 +182,19 @@ def test_a_rating_that_cannot_be_read_is_no_vote() -> None:
     assert make_pair(prompt, samples, [2, 2, 2], rank)["reason"] == "same_score"
     assert make_pair(prompt, samples[1:], [5, 1], rank)["reason"] == "same_score"
     assert make_pair(prompt, samples, [1, 5, 2], rank)["chosen"][0]["content"] == "b"
+
+
+def test_prompts_of_pairs_are_drawn_by_the_seed_not_the_first_ones(tmp_path: Path) -> None:
+    lines = [{"id": f"r{n:02d}", "messages": [{"role": "user", "content": f"What is {n}?"}]} for n in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = []
+    for seed in (0, 0, 1):
+        config = {"problems": 8, "seed": seed, "rank": {"type": "reward"}}
+        asked, refused = prompts_of(make_job(PREFERENCE_PAIRS, tmp_path / "job", config, {}, {"prompts": tmp_path}))
+        assert len(asked) == 8 and refused == []
+        drawn.append([prompt["id"] for prompt in asked])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert sorted(drawn[0]) != [line["id"] for line in lines[:8]]
 
 
 def test_an_answer_that_was_cut_is_never_the_chosen_one() -> None:
