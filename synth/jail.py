@@ -115,4 +115,8 @@ def _become_nobody(libc: ctypes.CDLL, user: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as error:  # no process to fork: says nothing about the program
+        os.write(2, f"{error}".encode())
+        sys.exit(BROKEN)

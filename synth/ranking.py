@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from random import Random
 from typing import Any
 
 from acorn.stage import Job
@@ -38,8 +39,9 @@ def run(job: Job) -> dict[str, float]:
 
     number = config.num_generations
     answer = partial(generate, llm=llm, num_generations=number, scratch=job.scratch, ray=job.execution.ray)
-    with job.track(resume_step=finished_shards(job, prompts, number)) as tracker:
-        samples = ask_shards(job, tracker, prompts, number, answer)
+    calls = number + isinstance(config.rank, JudgeRank)  # one rating for all samples of a prompt
+    with job.track(resume_step=finished_shards(job, prompts, calls)) as tracker:
+        samples = ask_shards(job, tracker, prompts, calls, answer)
         scores, spent = _scores(job, tracker, judge, prompts, samples)
         kept: list[Row] = []
         for prompt, own, score in zip(prompts, samples, scores, strict=True):
@@ -118,7 +120,10 @@ def _prompts(job: Job) -> tuple[list[Row], list[Row]]:
             messages = row["messages"][: last + 1]
             prompt = {"id": str(row["id"]), "messages": messages, "level": row.get("level", 0)}
             found.setdefault(normalise(repr(messages)), prompt)
-    return list(found.values())[: config.problems], []
+    rows = list(found.values())
+    if config.problems is not None and config.problems < len(rows):
+        rows = Random(f"prompts:{config.seed}").sample(rows, config.problems)
+    return rows, []
 
 
 def _scores(
