@@ -1,4 +1,4 @@
-"""The recipes on real text: that what their first lines say works, and that configs/instruct.yaml measures each stage."""
+"""The recipes on real text: what their first lines say works, and configs/instruct.yaml measures each stage."""
 
 from __future__ import annotations
 
