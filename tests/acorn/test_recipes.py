@@ -59,3 +59,13 @@ def test_every_model_is_evaluated_and_the_last_one_judged(instruct: Recipe) -> N
     models = {name for name, step in instruct.steps.items() if step.stage.name in ("pretrain", "sft", "dpo", "grpo")}
     assert models == set(instruct.steps["eval"].inputs.values()) - {"corpus"}
     assert instruct.steps["gate"].inputs["model"] == "grpo"
+
+
+def test_the_recipe_with_a_better_writer_in_the_docs_lets_it_write_all_five_and_train_nothing(tmp_path: Path) -> None:
+    page = (RECIPES.parent / "docs" / "instruct.md").read_text(encoding="utf-8")
+    written = tmp_path / "written.yaml"
+    block = page.partition("```yaml\n")[2].partition("```")[0]
+    written.write_text(block.replace("extends: instruct.yaml", f"extends: {RECIPES / 'instruct.yaml'}"))
+    recipe = load_recipe(written)
+    users = {name for name, step in recipe.steps.items() if "writer" in step.inputs.values()}
+    assert users == set(WRITERS)
