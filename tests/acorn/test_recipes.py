@@ -69,3 +69,8 @@ def test_the_recipe_with_a_better_writer_in_the_docs_lets_it_write_all_five_and_
     recipe = load_recipe(written)
     users = {name for name, step in recipe.steps.items() if "writer" in step.inputs.values()}
     assert users == set(WRITERS)
+
+
+def test_a_model_under_a_role_of_the_recipes_choosing_can_be_replaced_by_set() -> None:
+    recipe = load_recipe(RECIPES / "instruct.yaml", ["eval.grpo=dpo"])
+    assert recipe.steps["eval"].inputs["grpo"] == "dpo"
