@@ -141,10 +141,17 @@ def _items(measure: Measure, rows: Sequence[Row]) -> dict[Any, tuple[float, floa
     return {row["id"]: measure.item(row) for row in rows if row.get("task") == measure.task}
 
 
+def _digits(measure: Measure, error: float) -> int:
+    """Decimals: those of a share in points; of others, two that the error says something about."""
+    if measure.scale > 1:
+        return 1
+    return min(8, max(3, 1 - math.floor(math.log10(error)))) if error else 3
+
+
 def _cell(measure: Measure, effect: Effect | None) -> Html:
     if effect is None:
         return number(NONE)
-    digits = 1 if measure.scale > 1 else 3
+    digits = _digits(measure, effect.error)
     low, high = (measure.scale * end for end in effect.interval)
     shown = f"{measure.scale * effect.difference:+.{digits}f}"
     if low <= 0 <= high:

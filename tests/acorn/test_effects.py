@@ -127,3 +127,12 @@ def test_of_several_answers_the_first_is_shown_and_judged(evaluated: tuple[Run, 
     several = [row | {"correct": 0.25, "predictions": [row["prediction"], "#### 1"]} for row in rows]
     write_lines(folder / "dpo.jsonl", several)
     assert verdicts(render(run)) == alone
+
+
+def test_a_tiny_effect_is_not_told_as_zero(evaluated: tuple[Run, Path]) -> None:
+    run, folder = evaluated
+    for role, nats in (("sft", 80.0), ("dpo", 79.9999)):  # 1.4e-6 bits per byte
+        (folder / f"{role}.jsonl").chmod(0o644)
+        write_lines(folder / f"{role}.jsonl", [prose(i, nats + (i % 2) * (80 - nats) / 10, 100) for i in range(4)])
+    row = str(effects(run, read_results(run)[0])).partition("dpo against sft")[2].partition("</tr>")[0]
+    assert "+0.000000" not in row and "-0.000001" in row
