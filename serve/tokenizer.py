@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import threading
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
@@ -21,8 +22,10 @@ from typing import Any
 
 import numpy as np
 
-KEPT_CHARACTERS = 1 << 24
-"""Of the segments kept: about 16 MB of text and as much of ids."""
+KEPT_BYTES = 1 << 26
+"""Of the segments kept, text and ids and what the dictionary takes for them."""
+_ENTRY = 250
+"""Bytes of one more segment, however short: many are a word long."""
 _LOCAL_FORMS = {"NFC", "NFD", "NFKC", "NFKD", "Lowercase"}
 """Normalizers of the same kind."""
 _LOCAL = {"ByteLevel", "Digits", "Split", "Punctuation", "Whitespace", "WhitespaceSplit", "UnicodeScripts"}
@@ -51,7 +54,7 @@ class TextTokenizer:
         whole = tokenizer.encode("a b", add_special_tokens=True).ids
         self._prefix_alone = whole == [*self._prefix.tolist(), *tokenizer.encode("a b", add_special_tokens=False).ids]
         self._kept: OrderedDict[str, bytes] = OrderedDict()
-        self._kept_characters = 0
+        self._kept_bytes = 0
         self._lock = threading.Lock()
 
     @classmethod
@@ -89,7 +92,7 @@ class TextTokenizer:
         """Ids of a text as the model was trained to see one begin: with its bos token, if it has one."""
         if self._prefix_alone:
             return self._prefix.tobytes() + self.encode(text, cache)
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=True).ids, np.uint32).tobytes()
+        return self._ids(text, special=True)
 
     def new_characters(self, text: str) -> int:
         """How many characters of `text` would have to be tokenised now."""
@@ -120,15 +123,21 @@ class TextTokenizer:
                 return found
         ids = self._ids(part)
         with self._lock:
-            if part not in self._kept and len(part) <= KEPT_CHARACTERS:
+            if part not in self._kept:
                 self._kept[part] = ids
-                self._kept_characters += len(part)
-                while self._kept_characters > KEPT_CHARACTERS:
-                    self._kept_characters -= len(self._kept.popitem(last=False)[0])
+                self._kept_bytes += _cost(part, ids)
+                while self._kept_bytes > KEPT_BYTES:
+                    self._kept_bytes -= _cost(*self._kept.popitem(last=False))
         return ids
 
-    def _ids(self, text: str) -> bytes:
-        return np.asarray(self._tokenizer.encode(text, add_special_tokens=False).ids, np.uint32).tobytes()
+    def _ids(self, text: str, special: bool = False) -> bytes:
+        # `encode` would hold Python's lock throughout, and with it every other request: 1.6 s for 200,000 characters.
+        [found] = self._tokenizer.encode_batch_fast([text], add_special_tokens=special)
+        return np.asarray(found.ids, np.uint32).tobytes()
+
+
+def _cost(part: str, ids: bytes) -> int:
+    return sys.getsizeof(part) + len(ids) + _ENTRY
 
 
 def _content(value: Any) -> str | None:

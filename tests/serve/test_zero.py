@@ -123,6 +123,7 @@ def test_flags_are_followed_and_shown(tiny_model: Path) -> None:
         assert getattr(settings, name) == getattr(wishes, name)
         assert f"fixed by --{name.replace('_', '-')}" in settings.reasons[name]
         assert name not in settings.unsettled
+    assert settings.reasons["chunk"] == "fixed by --chunk; else the worker would time it"
 
 
 def test_float32_gives_way_where_it_leaves_no_cache(tmp_path: Path) -> None:
