@@ -13,6 +13,7 @@ from engine.limits import Memory
 from serve.settings import Settings, Wishes
 from serve.sizes import folder_size, gguf_size
 from serve.zero import FIELDS, Machine, choose, table
+from tests.serve.servers import settings_of
 
 GB = 10**9
 LAPTOP = Machine(Memory(16 * GB, 24 * GB, "RAM"), None, (4, "the 4 cores of this process"))
@@ -222,3 +223,12 @@ def test_the_clock_settles_what_was_left_open_and_nothing_else(tiny_model: Path)
     assert settled.chunk in [32 << power for power in range(7)] and settled.rows in [8 << power for power in range(6)]
     assert settled.kv_tokens == 256 * 1024
     assert (fixed.chunk, fixed.rows, fixed.kv_tokens, fixed.max_waiting) == (7, 3, 900, 5)
+
+
+def test_one_slow_measurement_does_not_make_rows_free(tmp_path: Path) -> None:
+    from serve.probe import ROWS, _rows
+
+    settings = settings_of(tmp_path, kv_tokens=1 << 20, unsettled=("rows", "max_waiting"))
+    noisy = _rows(settings, one=0.05, eight=0.05, per_token=0.003)
+    assert (noisy.rows, noisy.max_waiting) == (32, 64)
+    assert _rows(settings, one=0.001, eight=0.001, per_token=1e-5).rows == ROWS[1]
