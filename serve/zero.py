@@ -277,7 +277,7 @@ def waiting(rows: int) -> int:
 
 
 def _waiting(choice: _Choice, rows: int) -> int:
-    return int(choice.of("max_waiting", waiting(rows), "two rounds of all rows; one more is answered 429"))
+    return int(choice.of("max_waiting", waiting(rows), "two rounds of all rows, at least 16; one more is answered 429"))
 
 
 def _engine_reason(gpu: bool, vllm: bool) -> str:
