@@ -193,7 +193,8 @@ def _override_path(data: dict[str, Any], path: list[str], where: str, faults: li
     for block, model in (("config", stage.identity), ("execution", stage.execution)):
         if path[1] in model.model_fields:
             return ["steps", path[0], block, *path[1:]]
-    if path[1] in stage.inputs or f"{path[1]}?" in stage.inputs:
+    roles = {*stage.inputs, *(step.get("inputs") or {})}  # also those of the recipe's choosing
+    if path[1] in roles or f"{path[1]}?" in roles:
         return ["steps", path[0], "inputs", *path[1:]]
     known = [*stage.identity.model_fields, *stage.execution.model_fields, *stage.inputs]
     faults.append(Fault(where, ".".join(path), f"stage '{stage.name}' has no such field{nearest(path[1], known)}"))

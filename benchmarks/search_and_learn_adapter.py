@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine.interface import Engine, Sampling
+from engine.interface import Engine, Sampling, Verifier
 from search.problems import encode
 from search.steps import StepSplitter
 
@@ -70,47 +70,31 @@ class Llm:
 class Prm:
     """What Search and Learn asks of its PRM class: whole texts, scored at the end of each step, every time."""
 
-    def __init__(
-        self, folder: Path, tokenizer: Any, splitter: StepSplitter, device: str, dtype: str, batch: int
-    ) -> None:
-        import torch
-        from transformers import AutoModelForTokenClassification
-
-        self._model = AutoModelForTokenClassification.from_pretrained(folder, dtype=getattr(torch, dtype)).to(device)
-        self._model.eval()
-        self._tokenizer, self._splitter, self._batch = tokenizer, splitter, batch
+    def __init__(self, verifier: Verifier, tokenizer: Any, splitter: StepSplitter, batch: int) -> None:
+        self._verifier, self._tokenizer, self._splitter, self._batch = verifier, tokenizer, splitter, batch
         self.tokens = 0
+        """Of all texts, each with its prompt. (Here equal prompts of a batch run once, which is in their favour.)"""
 
     def score(self, questions: list[str], outputs: list[list[str]]) -> list[list[list[float]]]:
         """Probabilities of each step, for each output of each question."""
-        rows = [self._row(question, text) for question, texts in zip(questions, outputs, strict=True) for text in texts]
+        rows = [(question, text) for question, texts in zip(questions, outputs, strict=True) for text in texts]
         scores = iter([one for i in range(0, len(rows), self._batch) for one in self._run(rows[i : i + self._batch])])
         return [[next(scores) for _ in texts] for texts in outputs]
 
-    def _row(self, question: str, text: str) -> tuple[list[int], list[int]]:
-        """Ids of prompt and text, and where each step's last token is."""
+    def _run(self, rows: list[tuple[str, str]]) -> list[list[float]]:
+        prompts = [encode(self._tokenizer, question, "chat") for question, _ in rows]
+        paths = [self._steps(text) for _, text in rows]
+        self.tokens += sum(map(len, prompts)) + sum(len(step) for path in paths for step in path)
+        seqs = self._verifier.open(prompts)
+        scores = self._verifier.read(seqs, paths)
+        self._verifier.close(seqs)
+        return scores
+
+    def _steps(self, text: str) -> list[list[int]]:
         ids = self._tokenizer.encode(text, add_special_tokens=False)
         if not text.endswith(DELIMITER):
             ids.append(self._tokenizer.eos_token_id)  # their texts do not say so, but they end only there
-        prompt = encode(self._tokenizer, question, "chat")
-        ends, last = [], len(prompt) - 1
-        for step in self._splitter.split(ids):
-            last += len(step)
-            ends.append(last)
-        return prompt + ids, ends
-
-    def _run(self, rows: list[tuple[list[int], list[int]]]) -> list[list[float]]:
-        import torch
-
-        device = self._model.device
-        ids = torch.nn.utils.rnn.pad_sequence([torch.tensor(ids) for ids, _ in rows], batch_first=True).to(device)
-        mask = torch.zeros_like(ids)
-        for index, (row, _) in enumerate(rows):
-            mask[index, : len(row)] = 1
-        with torch.inference_mode():
-            scores = self._model(input_ids=ids, attention_mask=mask).logits[..., 0].float().sigmoid()
-        self.tokens += sum(len(row) for row, _ in rows)
-        return [scores[index, ends].tolist() for index, (_, ends) in enumerate(rows)]
+        return self._splitter.split(ids)
 
 
 def load_theirs(checkout: Path) -> tuple[type, dict[str, Callable[..., Any]]]:

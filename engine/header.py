@@ -41,7 +41,7 @@ def read_header(path: Path) -> Header:
         value = fields.get(f"{kind}.attention.value_length", width)
         cache = 2 * fields[f"{kind}.block_count"] * cached_heads * (key + value)
         return Header(int(fields[f"{kind}.context_length"]), int(cache))
-    except (struct.error, KeyError, TypeError, ZeroDivisionError, UnicodeDecodeError, OverflowError) as error:
+    except (struct.error, KeyError, TypeError, ZeroDivisionError, ValueError, OverflowError, RecursionError) as error:
         raise NotGguf(f"{path} is no GGUF model that can be read ({type(error).__name__}: {error})") from error
 
 

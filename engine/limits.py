@@ -51,7 +51,7 @@ def cores(root: Path = Path("/")) -> tuple[int, str]:
 
 
 def vram() -> Memory | None:
-    """Of the first visible GPU, asked of the driver; None without one."""
+    """Of the first visible GPU, asked of the driver; RAM's for one that has no memory of its own; None without one."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     first = "0" if visible is None else visible.split(",")[0].strip()
     if first in ("", "-1"):
@@ -64,6 +64,9 @@ def vram() -> Memory | None:
     if answer.returncode != 0 or not answer.stdout.strip():
         return None
     free, total, name = (part.strip() for part in answer.stdout.splitlines()[0].split(",", 2))
+    if not (free.isdigit() and total.isdigit()):  # "[N/A]"
+        shared = ram()
+        return Memory(shared.free, shared.total, f"{shared.what}, shared with GPU {first} ({name})")
     return Memory(int(free) << 20, int(total) << 20, f"the memory of GPU {first} ({name})")
 
 

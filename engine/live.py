@@ -58,6 +58,12 @@ class Live:
     def values(self) -> Tensor:
         return self.slab.values[:, self.row]
 
+    @property
+    def finite(self) -> bool:
+        """Whether its tokens ran without nan and infinity: the last layer tells, which is made of all the others."""
+        last = (block[-1, self.row, :, : self.length] for block in (self.slab.keys, self.slab.values))
+        return all(bool(part.isfinite().all()) for part in last)
+
 
 class LiveStore:
     """Places for sequences of up to `tokens` positions (at least `LEAST`) together. Not for several threads."""
@@ -93,16 +99,17 @@ class LiveStore:
         slab.rows.append(live)
         return live
 
-    def free(self, live: Live, clean: bool = True) -> None:
-        """Give the place back. Not `clean`: it may hold nan, which would reach later neighbours through their masks."""
+    def free(self, live: Live) -> None:
+        """Give the place back. What is not finite is wiped out: it would reach neighbours through their masks."""
         slab = live.slab
-        if not clean:
-            live.keys.zero_()
-            live.values.zero_()
+        if not live.finite:
+            _wipe(slab, live.row)
         last = slab.rows.pop()
         if last is not live:
             for block in (slab.keys, slab.values):
                 block[:, live.row, :, : last.length] = block[:, last.row, :, : last.length]
+            if not last.finite:
+                _wipe(slab, last.row)
             slab.rows[live.row] = last
             last.row = live.row
         if not slab.rows:
@@ -158,3 +165,8 @@ class LiveStore:
     @property
     def _dims(self) -> tuple[int, int]:
         return self.shape.key_dim, self.shape.value_dim
+
+
+def _wipe(slab: Slab, row: int) -> None:
+    slab.keys[:, row] = 0
+    slab.values[:, row] = 0

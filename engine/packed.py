@@ -65,8 +65,12 @@ class Packed:
         return logits.float()
 
     def _together(self, pieces: Sequence[Piece]) -> Tensor:
-        # Rows of a slab one after the other, so that they are read as a view.
-        order = sorted(range(len(pieces)), key=lambda i: _place(pieces[i]))
+        # Rows of a slab one after the other, so that they are read as a view; slabs in an order that the same requests
+        # give again, since a matrix product may round by a row's place.
+        slabs: dict[Slab, int] = {}
+        for piece in pieces:
+            slabs.setdefault(piece.live.slab, len(slabs))
+        order = sorted(range(len(pieces)), key=lambda i: _place(pieces[i], slabs))
         turn = _Turn([pieces[i] for i in order], self._causal_mask)
         last = {i: end - 1 for i, end in zip(order, turn.ends, strict=True)}
         wanted = [last[i] for i, piece in enumerate(pieces) if piece.wanted]
@@ -290,8 +294,8 @@ def _is_right(packed: Packed, tree: KVTree) -> bool:
     return bool((found - expected).abs().max() <= rounding)
 
 
-def _place(piece: Piece) -> tuple[bool, int, int]:
-    return len(piece.ids) > 1, id(piece.live.slab), piece.live.row
+def _place(piece: Piece, slabs: dict[Slab, int]) -> tuple[bool, int, int]:
+    return len(piece.ids) > 1, slabs[piece.live.slab], piece.live.row
 
 
 def _neighbours(pieces: Sequence[Piece], index: int) -> list[Piece]:

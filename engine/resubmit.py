@@ -70,7 +70,7 @@ class Completion:
 
 
 @dataclass
-class Growing:
+class _Growing:
     """What a call of `step` has added to a sequence so far."""
 
     ids: list[int] = field(default_factory=list)
@@ -121,7 +121,7 @@ class ResubmitEngine(ABC):
         check_sampling(sampling)
         check_stops(stop)
         limits = limits_of(max_tokens, len(seqs))
-        grown = [Growing(finish="context" if len(seq.ids) >= self._context else None) for seq in seqs]
+        grown = [_Growing(finish="context" if len(seq.ids) >= self._context else None) for seq in seqs]
         while rows := [row for row, new in enumerate(grown) if new.finish is None]:
             requests = [self._request(seqs[row], grown[row], limits[row]) for row in rows]
             for row, completion in zip(rows, self._complete(requests, sampling, stop), strict=True):
@@ -143,12 +143,12 @@ class ResubmitEngine(ABC):
         """Exact, by the server's own count of cached and computed tokens; a prefix it dropped and ran again counts."""
         return self._usage
 
-    def _request(self, seq: ResubmittedSeq, new: Growing, limit: int) -> Request:
+    def _request(self, seq: ResubmittedSeq, new: _Growing, limit: int) -> Request:
         ids = seq.ids + new.ids
         room = min(limit - len(new.ids), self._context - len(ids))
         return Request(ids, seq.prompt, int(uniform(seq.seed, len(ids)) * 2**31), room)
 
-    def _take(self, new: Growing, completion: Completion, before: int, limit: int, stop: Stops) -> None:
+    def _take(self, new: _Growing, completion: Completion, before: int, limit: int, stop: Stops) -> None:
         """Append the completion up to where the sequence ends."""
         for position, token in enumerate(completion.ids):
             new.ids.append(token)

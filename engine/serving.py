@@ -238,10 +238,10 @@ class ServingEngine:
             if other.live is not None and other.live.length < tokens:
                 return True
             row.waits = None
-        prompts = [other for other in self._running if other.request.cache and other.rest > 1]
+        prompts = [one for one in self._running if one.request.cache and (one.rest > 1 or not one.new)]
         if not (row.request.cache and prompts and self._cache.pool.count):
             return False
-        shared, other = max(((common(row.key, other.key), other) for other in prompts), key=lambda pair: pair[0])
+        shared, other = max(((common(row.key, one.key), one) for one in prompts), key=lambda pair: pair[0])
         shared = min(shared, len(row.ids) - 1)
         if shared - self._cache.known(row.key) < self._cache.pool.size:
             return False
@@ -253,8 +253,8 @@ class ServingEngine:
         return False
 
     def _keep(self, row: _Row) -> None:
-        """In the prefix cache."""
-        if not row.request.cache or row.live is None:
+        """In the prefix cache, but for what is not finite: others may begin with the same tokens."""
+        if not row.request.cache or row.live is None or not row.live.finite:
             return
         node = self._cache.save(as_key(row.ids[: row.live.length]), row.live)
         if node is not None:
@@ -288,7 +288,7 @@ class ServingEngine:
         if not failed:
             self._keep(row)
         self._unpin(row)
-        self._store.free(row.live, clean=not failed)
+        self._store.free(row.live)
         row.live = None
         self._running.remove(row)
 

@@ -76,18 +76,21 @@ def _judge(demand: Demand, evaluation: Path, role: str, previous: Path | None, o
     score = _score(evaluation, role, demand)
     low, high = score["low"], score["high"]
     name = f"{demand.task} {demand.metric}"
+    if demand.sure and (low is None or high is None):
+        raise ValueError(f"{name} has no interval, so `sure` has no worse end to ask of; leave it out")
     of = f"{name} is {score['value']:.4g}{_range(low, high)}"
     failed = []
-    if demand.at_least is not None and (low if demand.sure and low is not None else score["value"]) < demand.at_least:
+    # Comparisons are written so that NaN, which a diverged model scores, fails.
+    if demand.at_least is not None and not (low if demand.sure else score["value"]) >= demand.at_least:
         failed.append(f"{of}, demanded is at least {demand.at_least:g}{_surely(demand)}")
-    if demand.at_most is not None and (high if demand.sure and high is not None else score["value"]) > demand.at_most:
+    if demand.at_most is not None and not (high if demand.sure else score["value"]) <= demand.at_most:
         failed.append(f"{of}, demanded is at most {demand.at_most:g}{_surely(demand)}")
     against = None
     if demand.tolerance is not None and previous is not None:
         before = _score(previous, other, demand)
         against = _difference(demand, evaluation, role, previous, other)
         gained = against if score["higher_is_better"] else _turned(against)
-        if (gained["low"] if demand.sure else gained["difference"]) < -demand.tolerance:
+        if not (gained["low"] if demand.sure else gained["difference"]) >= -demand.tolerance:
             failed.append(
                 f"{name} fell by {-gained['difference']:.4g} [{-gained['high']:.4g}, {-gained['low']:.4g}] from "
                 f"{before['value']:.4g} to {score['value']:.4g} (paired over {against['n']} items), allowed is "

@@ -96,7 +96,8 @@ def prove(
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """The proof (parity.json) and speed figures of the GGUFs in `paths`; ParityError if one of them fails.
 
-    Tokenizer and template are compared through the first file: all hold the same ones. `plain`: files of some types
+    Tokenizer, template and ends are compared through the first file; that all files hold the same metadata is checked
+    of each. `plain`: files of some types
     that were made without the importance matrix; where one has the lower KL, it takes the place of that in `paths`.
     """
     from export import parity, tokens
@@ -128,11 +129,13 @@ def prove(
                     reference.tokenize, llama, vocabulary, documents[: settings.documents], settings
                 )
                 proof["template"] = parity.template_parity(reference, llama)
+                proof["ends"] = tokens.end_parity(llama, reference.end_ids, vocabulary)
             found = parity.distribution_parity(llama, kind, held_out, settings)
             found["greedy"], speed[f"export/{kind}/tokens_per_second"] = parity.greedy_parity(
                 reference, llama, kind, held_out, settings, context
             )
             proof["types"][kind] = found | weighed
+        tokens.file_parity(path, shape, vocabulary)
     return proof, speed
 
 

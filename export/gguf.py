@@ -87,6 +87,34 @@ def read_written(path: Path) -> Written:
     return _measure(path, [(tensor.tensor_type.name, tensor.n_elements, tensor.n_bytes) for tensor in tensors])
 
 
+def metadata_difference(path: Path, shape: LlamaShape, vocabulary: Vocabulary) -> str | None:
+    """First metadata of the GGUF `path` that is not what the model folder says; None if all of it is.
+
+    `general.*` is left out: it changes nothing that is computed.
+    """
+    import gguf
+    import numpy as np
+
+    writer = gguf.GGUFWriter(None, shape.architecture)
+    _add_metadata(writer, shape, vocabulary, "f32", {})
+    wanted = {key: value.value for key, value in writer.kv_data[0].items()}
+    found = {key: field.contents() for key, field in gguf.GGUFReader(path).fields.items()}
+    for key in sorted(wanted.keys() | found.keys()):
+        if not key.startswith(("tokenizer.", f"{shape.architecture}.")):
+            continue
+        if key not in wanted or key not in found:
+            return f"{key} is {'missing' if key in wanted else 'unknown'}"
+        here, there = wanted[key], found[key]
+        if isinstance(here, list):
+            index = next((i for i, (a, b) in enumerate(zip(here, there, strict=False)) if a != b), None)
+            if index is not None or len(here) != len(there):
+                at = min(len(here), len(there)) if index is None else index
+                return f"{key} at {at}: {there[at : at + 1]}, the model has {here[at : at + 1]}"
+        elif np.float32(here) != np.float32(there) if isinstance(here, float) else here != there:
+            return f"{key} is {str(there)[:80]!r}, the model has {str(here)[:80]!r}"
+    return None
+
+
 def target_name(source: str, layers: int) -> str | None:
     """What a tensor of transformers is called in a GGUF; None if it has no name there."""
     import gguf

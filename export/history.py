@@ -22,6 +22,10 @@ LIBRARIES = {
 }
 
 
+DATA = ("corpus", "chat", "preferences")
+"""Kinds of artifacts that are data; the `path` in a config of theirs may be a data set's on the hub."""
+
+
 @dataclass(frozen=True)
 class History:
     """`steps`: manifests, inputs before what was made of them. Empty for a folder that is no artifact."""
@@ -42,7 +46,7 @@ class History:
     @property
     def hub_datasets(self) -> list[str]:
         """Hub ids of the data that it was made from."""
-        paths = (path for step in self.steps if step.kind == "corpus" for path in _paths(step.config))
+        paths = (path for step in self.steps if step.kind in DATA for path in _paths(step.config))
         return sorted({path for path in paths if _is_hub_id(path)})
 
 

@@ -105,6 +105,11 @@ class LlamaCpp:
         body = {"prompt": prompt, "n_predict": tokens, "temperature": 0.0, "return_tokens": True}
         return self.request("/completion", body)["tokens"]  # type: ignore[no-any-return]
 
+    def ends_at(self, token: int) -> bool:
+        """Whether `token` ends generation; the sampler is made to draw it."""
+        body = {"prompt": "a", "n_predict": 2, "temperature": 0.0, "logit_bias": [[token, 1e4]]}
+        return self.request("/completion", body)["stop_type"] == "eos"  # type: ignore[no-any-return]
+
     def next_logprobs(self, prompt: list[int], count: int) -> tuple[list[int], list[float]]:
         """Ids and natural-log probabilities of the `count` likeliest next tokens, likeliest first.
 

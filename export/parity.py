@@ -92,7 +92,8 @@ def hold_out(reference: Reference, documents: list[str], proof: Proof, context: 
     prefixes: list[tuple[int, int]] = []
     rows = []
     for index, sequence in enumerate(sequences):
-        lengths = sorted({1 + (len(sequence) - 1) * step // max(1, share - 1) for step in range(share)})
+        steps = range(share) if share > 1 else (1,)  # a single position: the last, which sees the most
+        lengths = sorted({1 + (len(sequence) - 1) * step // max(1, share - 1) for step in steps})
         lengths = lengths[: proof.positions - len(prefixes)]
         rows.append(reference.logprobs(sequence)[[length - 1 for length in lengths]])
         prefixes += [(index, length) for length in lengths]

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import posixpath
-import uuid
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -98,7 +97,7 @@ def push_to_url(folder: Path, url: str) -> str:
 def _upload(fs: Any, source: Path, target: str, expected: str) -> None:
     if _is_there(fs, source, target, expected):
         return
-    temporary = f"{target}.{uuid.uuid4().hex}.part"
+    temporary = f"{target}.{expected[:16]}.part"  # the same name each time: what a cut-off push left is written over
     fs.put_file(str(source), temporary)
     fs.mv(temporary, target)
     if not _is_there(fs, source, target, expected):

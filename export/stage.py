@@ -9,7 +9,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="gguf",
         package="export",
-        version=2,
+        version=3,
         identity=GgufConfig,
         execution=LlamaCppExecution,
         inputs={"model": "model", "corpus?": "corpus"},
@@ -33,7 +33,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="release",
         package="export",
-        version=1,
+        version=2,
         identity=ReleaseConfig,
         execution=ReleaseExecution,
         inputs={"model": "model", "gguf": "gguf", "evaluation?": "evaluation"},

@@ -15,14 +15,14 @@ from typing import Any
 
 from export.adversary import adversarial
 from export.config import Proof
-from export.gguf import write_vocabulary
-from export.huggingface import read_json
+from export.gguf import metadata_difference, write_vocabulary
+from export.huggingface import LlamaShape, read_json
 from export.llamacpp import LlamaCpp
 from export.strings import INVALID, byte_level, code_points, hard_strings, in_context
 from export.vocabulary import Vocabulary, make_vocabulary
 
 BATCH_TEXTS, BATCH_CHARACTERS = 256, 50_000
-_CONTROL, _NORMAL = 3, 1  # gguf.TokenType
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # gguf.TokenType
 
 Encode = Callable[[list[str]], list[list[int]]]
 
@@ -34,10 +34,14 @@ class ParityError(RuntimeError):
 def tokenizer_parity(
     encode: Encode, llama: LlamaCpp, vocabulary: Vocabulary, documents: list[str], proof: Proof
 ) -> dict[str, Any]:
-    """Ids of hard strings and documents, over the model's own vocabulary. ParityError at the first that differs."""
-    strings = _strings(vocabulary, proof)
-    count = _compare("tokenizer parity", [*strings, *documents], encode, llama, vocabulary)
-    return {"strings": len(strings), "documents": len(documents), "tokens": count, "equal": True}
+    """Ids of hard strings, of every entry and of documents, over the model's own vocabulary.
+
+    ParityError at the first that differs.
+    """
+    strings, entries = _strings(vocabulary, proof), _entries(vocabulary)
+    count = _compare("tokenizer parity", [*strings, *entries, *documents], encode, llama, vocabulary)
+    sizes = {"strings": len(strings), "entries": len(entries), "documents": len(documents)}
+    return {**sizes, "tokens": count, "equal": True}
 
 
 def adversarial_parity(model: Path, vocabulary: Vocabulary, proof: Proof, threads: int | None) -> dict[str, Any]:
@@ -70,6 +74,23 @@ def adversarial_parity(model: Path, vocabulary: Vocabulary, proof: Proof, thread
     }  # fmt: skip
 
 
+def file_parity(path: Path, shape: LlamaShape, vocabulary: Vocabulary) -> None:
+    """ParityError if the metadata of the GGUF `path` (shape, tokenizer, template) is not the model's."""
+    if (difference := metadata_difference(path, shape, vocabulary)) is not None:
+        raise ParityError(f"{path.name}: {difference}")
+
+
+def end_parity(llama: LlamaCpp, end_ids: set[int], vocabulary: Vocabulary) -> list[int]:
+    """`end_ids`, sorted. ParityError for one after which llama.cpp would go on."""
+    for token in sorted(end_ids):
+        if not llama.ends_at(token):
+            raise ParityError(
+                f"llama.cpp does not stop at {vocabulary.tokens[token]!r} (token {token}), where the model does: make "
+                "it the tokenizer's eos_token, or take it out of generation_config.json"
+            )
+    return sorted(end_ids)
+
+
 def first_difference(expected: list[int], found: list[int]) -> str:
     """Where two lists of ids part, with what is around."""
     pairs = zip(expected, found, strict=False)
@@ -82,8 +103,19 @@ def _strings(vocabulary: Vocabulary, proof: Proof) -> list[str]:
     merges = [tuple(map(byte_level, merge.split(" "))) for merge in vocabulary.merges]
     kinds = list(zip(vocabulary.tokens, vocabulary.types, strict=True))
     tokens = [byte_level(token) for token, kind in kinds if kind == _NORMAL]
-    special = [token for token, kind in kinds if kind == _CONTROL]
+    special = [token for token, kind in kinds if kind in (_CONTROL, _USER_DEFINED)]
     return hard_strings(proof.strings, tokens, merges, special, proof.seed)  # type: ignore[arg-type]
+
+
+def _entries(vocabulary: Vocabulary) -> list[str]:
+    """The text of every entry that is one: each shows its own merge, of which random strings use a fraction."""
+    texts = []
+    for token, kind in zip(vocabulary.tokens, vocabulary.types, strict=True):
+        if kind in (_CONTROL, _USER_DEFINED):
+            texts.append(token)
+        elif kind == _NORMAL and "\ufffd" not in (text := byte_level(token).decode("utf-8", errors="replace")):
+            texts.append(text)
+    return texts
 
 
 def _compare(what: str, texts: list[str], encode: Encode, llama: LlamaCpp, vocabulary: Vocabulary) -> int:

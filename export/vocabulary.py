@@ -158,6 +158,8 @@ def _special_ids(model: Path, ids: dict[str, int]) -> dict[str, int]:
             if content not in ids:
                 raise ExportError(f"tokenizer_config.json names {content!r} as {role}_token, which is no token")
             found[role] = ids[content]
+    if "eos" not in found:
+        raise ExportError("tokenizer_config.json names no eos_token; llama.cpp would end answers at token 11: name one")
     eot = next((ids[token] for token in END_OF_TURN if token in ids), None)
     return found if eot is None else {**found, "eot": eot}
 

@@ -87,9 +87,12 @@ def _served(options: Namespace, specs: list[ToolSpec], terminal: Terminal) -> An
     base = options.server.rstrip("/")
     base = base if base.endswith("/v1") else f"{base}/v1"
     try:
-        name = options.model or openai.OpenAI(base_url=base, api_key=_api_key()).models.list().data[0].id
+        listed = [] if options.model else openai.OpenAI(base_url=base, api_key=_api_key()).models.list().data
     except openai.OpenAIError as error:
         raise ValueError(f"--server {options.server}: {error}") from error
+    if not (options.model or listed):
+        raise ValueError(f"--server {options.server} lists no model; name one with --model")
+    name = options.model or listed[0].id
     terminal.note(f"{name} at {base}")
     given = {"model_id": name, "api_base": base, "api_key": _api_key()}
     return ServedModel(specs, options.max_tokens or CALL_TOKENS, **given, **sampling(options))

@@ -49,8 +49,8 @@ def _model(target: argparse.ArgumentParser, temperature: float = 0.0, max_tokens
     one.add_argument("--context", type=int, metavar="TOKENS", help="(default: the model's, as far as memory allows)")
     if max_tokens:
         one.add_argument("--max-tokens", type=_positive, metavar="TOKENS", help="longest reply, summary or title")
-    one.add_argument("--temperature", type=float, default=temperature, help=f"(default: {temperature})")
-    one.add_argument("--top-p", type=float, default=0.95, help="(default: 0.95)")
+    one.add_argument("--temperature", type=_temperature, default=temperature, help=f"(default: {temperature})")
+    one.add_argument("--top-p", type=_share, default=0.95, help="(default: 0.95)")
     one.add_argument("--seed", type=int, default=0, help="(default: 0)")
     one.add_argument("--threads", type=_positive, metavar="N", help="(default: OMP_NUM_THREADS, else all cores)")
     one.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="on a GPU, -1 for all (default: 0)")
@@ -67,6 +67,20 @@ def _agent(target: argparse.ArgumentParser) -> None:
     target.add_argument("--server", metavar="URL", help=server)
     target.add_argument("--max-steps", type=_positive, default=8, metavar="N", help="(default: 8)")
     _model(target)
+
+
+def _temperature(text: str) -> float:
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is no temperature: 0 (greedy) or more")
+    return value
+
+
+def _share(text: str) -> float:
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0 and at most 1 (off)")
+    return value
 
 
 def _positive(text: str) -> int:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from engine.adapters import find_gguf
 from engine.header import Header
+from engine.limits import ram
 
 if TYPE_CHECKING:
     from registry import Registry
@@ -91,18 +92,5 @@ def choose_context(header: Header, asked: int | None) -> int:
         if not 0 < asked <= header.context:
             raise ValueError(f"--context {asked}: this model takes 1 to {header.context} tokens")
         return asked
-    fitting = free_memory() // MEMORY_SHARE // max(1, header.cache_bytes) // 256 * 256
+    fitting = ram().free // MEMORY_SHARE // max(1, header.cache_bytes) // 256 * 256
     return max(min(256, header.context), min(header.context, MOST_CONTEXT, fitting))
-
-
-def free_memory() -> int:
-    """Bytes this process may still take: of the machine, or of its cgroup where that is less."""
-    import psutil
-
-    free = int(psutil.virtual_memory().available)
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit, used = (group / "memory.max").read_text().strip(), int((group / "memory.current").read_text())
-    except OSError:
-        return free
-    return free if limit == "max" else max(0, min(free, int(limit) - used))

@@ -19,7 +19,11 @@ def check_sft(identity: TrlConfig, execution: PosttrainExecution) -> list[Proble
     """Problems of an `sft` step."""
     from trl.trainer.sft_config import SFTConfig
 
-    return [*check(SFTConfig, identity, execution), *check_adapters(identity)]
+    problems = [*check(SFTConfig, identity, execution), *check_adapters(identity)]
+    if identity.training.get("packing") and identity.training.get("packing_strategy") == "wrapped":
+        message = "`wrapped` cuts turns anywhere and lets documents see each other; use `bfd` or `bfd_split`"
+        problems.append(Problem("training.packing_strategy", message))
+    return problems
 
 
 def check_dpo(identity: TrlConfig, execution: PosttrainExecution) -> list[Problem]:

@@ -69,7 +69,7 @@ class GrpoConfig(TrlConfig):
     """Weights of the rewards, each 1 or 0 for a completion: `answer` is right as an exact number behind `####`, `math`
     is the reference's answer to math-verify, `steps` has a step and no equation that is false."""
     skip: int = Field(default=0, ge=0)
-    """Leave out the corpus's first so many problems, for instance those that `chat_data` made its rows of."""
+    """Leave out the corpus's first so many problems. `chat_data` draws its own by seed: these are not the same."""
 
 
 class DistillConfig(TrlConfig):
@@ -85,7 +85,7 @@ class RowsConfig(Identity):
     name: str | None = None
     """Hub: name of the data set's configuration."""
     split: str = "train"
-    """Hub, or a folder: of files that begin so, or lie in a folder of that name."""
+    """Hub, or a folder: of files so named, with or without a number behind, or in a folder of that name."""
     revision: str | None = None
     """Hub: commit to pin; without it the id alone stands for the data."""
     limit: int | None = Field(default=None, gt=0)

@@ -39,7 +39,8 @@ def guard_chat(prepared: Dataset, given: int, end_of_turn: int, max_length: int 
     """Check the rows an SFT trainer holds: each trains at least one token, and each of its turns the end of turn.
 
     `prepared`: columns `input_ids`, `labels` and, if packed, `seq_lengths`; `given`: rows before preparation. A turn is
-    a run of trained tokens; where a row is trained as a whole, it must hold an end of turn somewhere.
+    a run of trained tokens that ends in it, or in one token more, the line break that published templates train
+    (SmolLM3's); where a row is trained as a whole, it must hold an end of turn somewhere.
     Raises ValueError for a row that breaks this, and where more than `share` of the rows are cut.
     """
     cut = pieces = 0
@@ -221,11 +222,14 @@ def _per_piece(flags: NDArray[Any], starts: NDArray[Any], ends: NDArray[Any]) ->
 def _unclosed(
     closing: NDArray[Any], trained: NDArray[Any], starts: NDArray[Any], ends: NDArray[Any], whole: NDArray[Any]
 ) -> NDArray[Any]:
-    """Whether a piece has a run of trained tokens that does not end in a closing one; `whole` pieces need just one."""
+    """Whether a piece has a run of trained tokens whose last two hold no closing one; `whole` pieces need just one."""
+    closed = closing & trained
+    before_last = np.concatenate([[False], closed])[: len(closed)]
+    before_last[starts[starts < len(closed)]] = False
     last_of_run = trained.copy()
     last_of_run[:-1] &= ~trained[1:]
     last_of_run[ends[:-1][ends[:-1] > 0] - 1] = trained[ends[:-1][ends[:-1] > 0] - 1]
-    open_runs = _per_piece(last_of_run & ~closing, starts, ends) > 0
-    nothing = _per_piece(closing & trained, starts, ends) == 0
+    open_runs = _per_piece(last_of_run & ~closed & ~before_last, starts, ends) > 0
+    nothing = _per_piece(closed, starts, ends) == 0
     unclosed: NDArray[Any] = np.where(whole, nothing, open_runs | nothing)
     return unclosed

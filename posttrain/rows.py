@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import re
 from collections import Counter
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -77,7 +78,7 @@ def chat_row(config: ChatRowsConfig, row: Row) -> Row:
 
 
 def preference_row(config: PreferenceRowsConfig, row: Row) -> Row:
-    """One pair. Raises ValueError for a pair that is none."""
+    """One pair. Raises ValueError for a pair that is none, or whose sides answer different questions."""
     sides = [conversation(name, column(row, name), "assistant") for name in (config.chosen, config.rejected)]
     alike = 0
     for one, other in zip(*sides, strict=False):
@@ -89,6 +90,9 @@ def preference_row(config: PreferenceRowsConfig, row: Row) -> Row:
         prompt = conversation("prompt", column(row, config.prompt), "user")
     if not chosen or not rejected:
         raise ValueError("chosen and rejected are the same, or one is the beginning of the other")
+    for name, side in ((config.chosen, chosen), (config.rejected, rejected)):
+        if side[0]["role"] != "assistant":
+            raise ValueError(f"{name} parts from the other side at a turn of the {side[0]['role']}, not at an answer")
     return {"prompt": prompt, "chosen": chosen, "rejected": rejected, **_variables(row)}
 
 
@@ -140,7 +144,9 @@ def _files(path: Path, split: str) -> list[Path]:
     if path.is_file():
         return [path]
     found = sorted(file for file in path.rglob("*") if file.name.endswith(ENDINGS))
-    own = [file for file in found if file.name.startswith(split) or split in file.relative_to(path).parts[:-1]]
+    # `train.jsonl` and `train-00000-of-00002.parquet`, not `train_sft-00000-of-00001.parquet`, which is another split.
+    named = re.compile(rf"{re.escape(split)}([-_.]?\d[^.]*)?\.")
+    own = [file for file in found if named.match(file.name) or split in file.relative_to(path).parts[:-1]]
     if not own:
         there = ", ".join(str(file.relative_to(path)) for file in found) or "none"
         raise ValueError(f"{path} has no split `{split}`: files of rows there: {there}")

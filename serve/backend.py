@@ -116,4 +116,6 @@ def load_backend(settings: Settings) -> Backend:
         from serve.llamacpp import LlamaBackend
 
         return LlamaBackend(settings)
-    raise ValueError(f"engine '{settings.engine}' is not served yet; take torch or llamacpp")
+    from serve.vllm import VllmBackend
+
+    return VllmBackend(settings)

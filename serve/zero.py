@@ -42,14 +42,14 @@ ROW = 512
 MOST_CONTEXTS = 256
 """Whole contexts in the key-value cache; more are not taken even where memory would have them."""
 UNKNOWN_CONTEXT = 32_768
+VLLM_CHUNK, VLLM_ROWS = 2048, 256
+"""vLLM's own on most GPUs."""
 LLAMA_CONTEXT, LLAMA_ROWS = 8192, 8
 """llama.cpp takes rows x context positions at once and for good, so neither is larger than most conversations need."""
 SETTLED = ("dtype", "context", "kv_tokens", "chunk", "rows", "threads", "max_waiting")
-"""By the worker of a model folder (`serve.probe`), unless fixed."""
+"""By the worker of a model folder (`serve.probe`), unless fixed; vLLM settles its cache alone."""
 UNTIMED = "not timed yet"
 """Why a field has its careful value until the worker settles it."""
-VLLM = False
-"""Whether `serve.backend` runs vLLM; it is chosen only then."""
 FIELDS = ("engine", "device", "dtype", "context", "kv_tokens", "chunk", "rows", "threads", "max_waiting")
 
 
@@ -93,8 +93,8 @@ def choose(
         if not (path / "config.json").exists():
             raise ValueError(f"{path} cannot be served with engine {choice.wishes.engine}: it holds no config.json")
         settings = _torch(choice, path, verifier)
-    if settings.engine == "torch":
-        settings = replace(settings, unsettled=tuple(name for name in SETTLED if name not in choice.fixed))
+    settled = {"torch": SETTLED, "vllm": ("kv_tokens",)}.get(settings.engine, ())
+    settings = replace(settings, unsettled=tuple(name for name in settled if name not in choice.fixed))
     return replace(settings, reasons=choice.reasons)
 
 
@@ -136,9 +136,7 @@ def _torch(choice: _Choice, folder: Path, verifier: Path | None) -> Settings:
     size, machine = folder_size(folder), choice.machine
     gpu = machine.vram is not None and choice.wishes.device != "cpu"
     device = choice.of("device", "cuda" if gpu else "cpu", machine.vram.what if gpu and machine.vram else "no GPU here")
-    engine = choice.of(
-        "engine", "vllm" if gpu and machine.vllm and VLLM else "torch", _engine_reason(gpu, machine.vllm)
-    )
+    engine = choice.of("engine", "vllm" if gpu and machine.vllm else "torch", _engine_reason(gpu, machine.vllm))
     memory = machine.vram if gpu and machine.vram else machine.ram
     extra = folder_size(verifier).weights("float32") if verifier is not None else 0
     fixed_cost = (0 if gpu else LIBRARIES) + extra
@@ -153,8 +151,11 @@ def _torch(choice: _Choice, folder: Path, verifier: Path | None) -> Settings:
     wanted = max(min(LEAST, positions), choice.wishes.kv_tokens or 0, choice.wishes.context or 0)
     if room[dtype] < wanted:
         raise ValueError(_too_large(size, dtype, memory, fixed_cost, wanted))
-    kv_tokens, context, rows = _cache(choice, size, dtype, room[dtype], positions, memory)
-    chunk = choice.of("chunk", 512 if gpu else 128, UNTIMED)
+    kv_tokens, context, rows = _cache(choice, size, dtype, room[dtype], positions, memory, engine == "vllm")
+    if engine == "vllm":
+        chunk = choice.of("chunk", VLLM_CHUNK, "tokens of one vLLM step, prompts and rows together; vLLM's own default")
+    else:
+        chunk = choice.of("chunk", 512 if gpu else 128, UNTIMED)
     threads, source = machine.cores
     settings = Settings(
         model=folder,
@@ -180,7 +181,7 @@ def _torch(choice: _Choice, folder: Path, verifier: Path | None) -> Settings:
 
 
 def _cache(
-    choice: _Choice, size: ModelSize, dtype: str, room: int, positions: int, memory: Memory
+    choice: _Choice, size: ModelSize, dtype: str, room: int, positions: int, memory: Memory, vllm: bool
 ) -> tuple[int, int, int]:
     """(kv_tokens, context, rows)."""
     each = size.cache(dtype)
@@ -194,8 +195,9 @@ def _cache(
         raise ValueError(f"--context {context} is more than the {positions} positions of the model; give that or less")
     if context > kv_tokens:
         raise ValueError(f"--context {context} is more than the {kv_tokens} tokens of the key-value cache; give less")
-    rows = max(1, min(64, kv_tokens // min(context, ROW)))
-    return kv_tokens, context, choice.of("rows", rows, UNTIMED)
+    rows = max(1, min(VLLM_ROWS if vllm else 64, kv_tokens // min(context, ROW)))
+    why = f"vLLM's own, where the cache has {ROW} tokens for each" if vllm else UNTIMED
+    return kv_tokens, context, choice.of("rows", rows, why)
 
 
 def context_of(positions: int, kv_tokens: int) -> tuple[int, str]:
@@ -282,7 +284,7 @@ def _waiting(choice: _Choice, rows: int) -> int:
 
 def _engine_reason(gpu: bool, vllm: bool) -> str:
     if gpu and vllm:
-        return "vLLM is installed and there is a GPU" if VLLM else "vLLM is installed, but not served yet"
+        return "vLLM is installed and there is a GPU; searches need --engine torch"
     return "a model folder on a GPU, and vLLM is not installed" if gpu else "a model folder, and no GPU"
 
 
@@ -296,6 +298,8 @@ def _check(wishes: Wishes, gguf: bool, machine: Machine) -> None:
         raise ValueError(f"--max-waiting is {wishes.max_waiting}: give at least 0, or leave it out")
     if wishes.engine is not None and wishes.engine not in get_args(EngineKind):
         raise ValueError(f"--engine {wishes.engine} is unknown; there are {', '.join(get_args(EngineKind))}")
+    if wishes.engine == "vllm" and not machine.vllm:
+        raise ValueError("--engine vllm, but vLLM is not installed here: pip install vllm, or leave it out")
     if not gguf and wishes.dtype is not None and wishes.dtype not in BYTES:
         raise ValueError(f"--dtype {wishes.dtype} is unknown; there are {', '.join(BYTES)}")
     if gguf and wishes.dtype is not None:

@@ -108,7 +108,7 @@ def ask_shards(
     calls: int,
     answer: Callable[[Sequence[Any]], Sequence[Mapping[str, Any]]],
 ) -> list[list[Row]]:
-    """Answers to each of `prompts`, `calls` generations each, shard by shard and within the budget.
+    """Answers to each of `prompts`, shard by shard and within the budget, in which a prompt counts as `calls`.
 
     Prompts that the budget does not pay for have no answers.
     """

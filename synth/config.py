@@ -63,7 +63,7 @@ class _Problems(Identity):
     """Which problems of the corpus are asked."""
 
     problems: int | None = Field(None, ge=1)
-    """How many of the corpus's training problems, drawn by `seed`; None takes all."""
+    """How many of the corpus's training problems (or of the `prompts` input's), drawn by `seed`; None takes all."""
     decontaminate: Decontaminate = Decontaminate()
     seed: int = 0
 

@@ -4,7 +4,7 @@
 and IPC; every mount read-only, `/tmp` and `/run` empty (no file to change, no socket to ask); no capability, but for
 root to read, and no way to gain one; limits of CPU time, memory, file size, processes. When this process dies, all that
 it started dies. Exit code: the program's, 128 + its signal, `UNSAFE` where the kernel does not allow the namespaces,
-`BROKEN` where the walls could not be put up in them.
+`BROKEN` where the walls could not be put up in them; a program that exits with one of those two exits with 1.
 """
 
 from __future__ import annotations
@@ -35,17 +35,22 @@ def main() -> int:
     if not apart and limits["isolation"] == "required":
         return UNSAFE
     limits["user"] = NOBODY + os.getpid()
+    failed, fails = os.pipe()  # Closed by the exec: what comes out of it was written before the program began.
     child = os.fork()  # In a namespace of its own it is process 1: its end is the end of all that it started.
     if child == 0:
         try:
             _enter(libc, limits, apart)
-        except OSError as error:
-            os.write(2, f"{error}".encode())
+        except Exception as error:  # setrlimit raises ValueError, ctypes anything
+            os.write(fails, f"{type(error).__name__}: {error}".encode())
         finally:  # Whatever went wrong, this must not go on as the parent does.
             os._exit(BROKEN)
+    os.close(fails)
+    if why := os.read(failed, 1 << 12):
+        os.write(2, why)
+        return BROKEN
     _, status = os.waitpid(child, 0)
     code = os.waitstatus_to_exitcode(status)
-    return code if code >= 0 else 128 - code
+    return 1 if code in (UNSAFE, BROKEN) else code if code >= 0 else 128 - code
 
 
 def _set_apart(libc: ctypes.CDLL) -> bool:
@@ -65,7 +70,6 @@ def _set_apart(libc: ctypes.CDLL) -> bool:
 def _enter(libc: ctypes.CDLL, limits: dict[str, float], apart: bool) -> None:
     """Give up everything and become the program; returns only by an exception."""
     if sys.platform == "linux":
-        libc.prctl(_SET_PDEATHSIG, signal.SIGKILL)
         libc.prctl(_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
     if apart:
         for folder in (b"/run", b"/tmp"):
@@ -91,6 +95,8 @@ def _enter(libc: ctypes.CDLL, limits: dict[str, float], apart: bool) -> None:
         resource.setrlimit(resource.RLIMIT_NPROC, (processes, processes))
     if as_nobody:
         _become_nobody(libc, int(limits["user"]))
+    if sys.platform == "linux":
+        libc.prctl(_SET_PDEATHSIG, signal.SIGKILL)  # Last: the kernel forgets it where the user changes.
     os.execve(sys.executable, [sys.executable, "-I", "-S", "-"], {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"})
 
 
@@ -109,4 +115,8 @@ def _become_nobody(libc: ctypes.CDLL, user: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except OSError as error:  # no process to fork: says nothing about the program
+        os.write(2, f"{error}".encode())
+        sys.exit(BROKEN)

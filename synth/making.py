@@ -60,7 +60,8 @@ def make(job: Job, task: Task) -> dict[str, float]:
         rows, rejected = _read(job, task, answers)
         stats = _stats(answers, rows, rejected)
         _gate(stats, job.config.max_parse_failures)
-        sieve = _filter(job, tracker, judge, rows, sum(map(len, answers)))
+        spent = task.calls * sum(map(bool, answers))  # an answer may be a conversation of several calls
+        sieve = _filter(job, tracker, judge, rows, spent)
         rejected = task.refused + rejected + sieve.rejected
         stats |= {"kept": len(sieve.kept), "rejected": _reasons(rejected), "kept_by_source": _sources(sieve.kept)}
         if not sieve.kept:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from random import Random
 from typing import Any
 
 from acorn.stage import Job
@@ -38,8 +39,9 @@ def run(job: Job) -> dict[str, float]:
 
     number = config.num_generations
     answer = partial(generate, llm=llm, num_generations=number, scratch=job.scratch, ray=job.execution.ray)
-    with job.track(resume_step=finished_shards(job, prompts, number)) as tracker:
-        samples = ask_shards(job, tracker, prompts, number, answer)
+    calls = number + isinstance(config.rank, JudgeRank)  # one rating for all samples of a prompt
+    with job.track(resume_step=finished_shards(job, prompts, calls)) as tracker:
+        samples = ask_shards(job, tracker, prompts, calls, answer)
         scores, spent = _scores(job, tracker, judge, prompts, samples)
         kept: list[Row] = []
         for prompt, own, score in zip(prompts, samples, scores, strict=True):
@@ -63,12 +65,17 @@ def run(job: Job) -> dict[str, float]:
 def make_pair(prompt: Row, samples: list[Row], scores: list[float] | None, rank: JudgeRank | RewardRank | None) -> Row:
     """The pair of the best and the worst sample, or the prompt with the `reason` why there is none.
 
-    Ties go to the earlier sample. Reasons: `unreadable_rating`, `same_score`, `low_rating`, `small_margin`.
+    Ties go to the earlier sample. A cut answer may be the worst, but never the best: it would be learned as a whole
+    one. Reasons: `unreadable_rating`, `unfinished`, `same_score`, `low_rating`, `small_margin`.
     """
     if scores is None:
         return _refused(prompt, samples, "unreadable_rating")
     order = sorted(range(len(samples)), key=lambda index: (scores[index], -index))
-    worst, best = order[0], order[-1]
+    written = [index for index in order if _text(samples[index]).strip()]
+    whole = [index for index in written if samples[index]["finished"]]
+    if not whole:
+        return _refused(prompt, samples, "unfinished") | {"scores": scores}
+    worst, best = written[0], whole[-1]
     reason = None
     if scores[best] == scores[worst] or _text(samples[best]) == _text(samples[worst]):
         reason = "same_score"
@@ -113,7 +120,10 @@ def _prompts(job: Job) -> tuple[list[Row], list[Row]]:
             messages = row["messages"][: last + 1]
             prompt = {"id": str(row["id"]), "messages": messages, "level": row.get("level", 0)}
             found.setdefault(normalise(repr(messages)), prompt)
-    return list(found.values())[: config.problems], []
+    rows = list(found.values())
+    if config.problems is not None and config.problems < len(rows):
+        rows = Random(f"prompts:{config.seed}").sample(rows, config.problems)
+    return rows, []
 
 
 def _scores(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import builtins
 import json
 import re
 import selectors
@@ -72,6 +73,8 @@ class _Renamed(ast.NodeTransformer):
         self._names: dict[str, str] = {}
 
     def _new(self, name: str) -> str:
+        if hasattr(builtins, name):  # `min` is no other name for `max`
+            return name
         return self._names.setdefault(name, f"n{len(self._names)}")
 
     def visit_Name(self, node: ast.Name) -> ast.AST:
@@ -89,8 +92,14 @@ class _Renamed(ast.NodeTransformer):
 
 
 def path_of_code(code: str) -> str:
-    """The way of a program: its syntax tree without comments, docstrings, annotations and the choice of names."""
-    return ast.dump(_Renamed().visit(ast.parse(code)))
+    """The way of a program: its syntax tree without comments, docstrings, annotations and the choice of names.
+
+    One whose tree is too deep to walk (a sum of hundreds of terms) is its own way.
+    """
+    try:
+        return ast.dump(_Renamed().visit(ast.parse(code)))
+    except RecursionError:
+        return code
 
 
 class Results:
@@ -120,7 +129,7 @@ class Results:
         self._process.stdin.write(json.dumps([gold, result]) + "\n")
         self._process.stdin.flush()
         reply = self._read(self._limit)
-        if reply is None:
+        if not reply:  # too slow, or the process died of it: the next comparison gets a new one
             self.close()
         return reply == "true\n"
 

@@ -26,7 +26,7 @@ from synth.making_config import Sandbox
 OUTPUT = 1 << 20
 _TAIL = 2000
 _JAIL = Path(__file__).with_name("jail.py")
-_MEMORY = (b"MemoryError", b"Cannot allocate memory")
+_MEMORY = ("MemoryError", "Cannot allocate memory")
 
 
 class Verdict(NamedTuple):
@@ -56,7 +56,7 @@ def run_tests(code: str, tests: str, limits: Sandbox) -> Verdict:
         raise RuntimeError(f"the sandbox could not be set up: {output}")
     if status == 0 and output.rstrip().endswith(nonce):
         return Verdict(None, output.rstrip().removesuffix(nonce))
-    if any(word.decode() in output for word in _MEMORY):
+    if any(word in output for word in _MEMORY):
         return Verdict("out_of_memory", output)
     killed_for_time = status in (128 + signal.SIGXCPU, 128 + signal.SIGKILL)
     return Verdict("too_slow" if killed_for_time else "failed_tests", output)

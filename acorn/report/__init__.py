@@ -13,6 +13,7 @@ from acorn.recipe import Recipe
 from acorn.report.chain import chain
 from acorn.report.curves import curves
 from acorn.report.data import data
+from acorn.report.effects import effects
 from acorn.report.evaluation import Results, read_results, role_legend, scores
 from acorn.report.exports import exports
 from acorn.report.headline import headline
@@ -29,6 +30,7 @@ __all__ = ["write_report"]
 
 _CHAIN_LEAD = "Each box is an artifact in the registry. Point at one for details, follow it for its record."
 _THINKING_LEAD = "Tokens generated and scored for one problem, against the share of problems solved."
+_EFFECTS_LEAD = "Each model against the one that it was made from, on the same items."
 _ANSWERS_LEAD = "The same questions to every model. The first step that does not add up is marked."
 
 
@@ -47,6 +49,7 @@ def render(run: Run) -> str:
     sections = [
         _section("chain", "How it was made", _CHAIN_LEAD, chain(run)),
         _section("scores", "How good it is", "", scores(run)),
+        _section("effects", "What each stage did", _EFFECTS_LEAD, _effects(run, results)),
         _section("thinking", "What thinking longer brings", _THINKING_LEAD, thinking(run)),
         _section("answers", "What they answered", _ANSWERS_LEAD, _answers(run, results)),
         _section("training", "How it learned", "", curves(run)),
@@ -58,6 +61,12 @@ def render(run: Run) -> str:
     shown = [section for section in sections if section is not None]
     main = tag("main", headline(run, results[0] if results else None), *(html for *_, html in shown))
     return page(f"{run.recipe.name}: acorn run report", _navigation(shown), main, _foot(run))
+
+
+def _effects(run: Run, results: list[Results]) -> Html | None:
+    """The effects of every evaluation that asked a model and what it was made from."""
+    found = [drawn for one in results if (drawn := effects(run, one))]
+    return join(found) if found else None
 
 
 def _answers(run: Run, results: list[Results]) -> Html | None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import zip_longest
 from typing import Any
 
-from acorn.problems import first_wrong_step, split_steps
+from acorn.problems import first_wrong_step, is_correct, split_steps
 from acorn.report.evaluation import Results
 from acorn.report.markup import Html, join, tag
 from acorn.report.read import Run
@@ -50,9 +50,15 @@ def _by_problem(results: Results) -> dict[str, Answers]:
     asked: dict[str, Answers] = {}
     for role in results.models:
         for row in results.made.rows(f"samples/{role}.jsonl"):
-            if isinstance(row.get("correct"), bool) and "prediction" in row:
-                asked.setdefault(str(row["id"]), {})[role] = row
+            if isinstance(row.get("correct"), bool | float) and "prediction" in row:
+                asked.setdefault(str(row["id"]), {})[role] = _shown(row)
     return asked
+
+
+def _shown(row: Sample) -> Sample:
+    """Of several answers the first is shown, so it is what is marked, not their share of right ones."""
+    right = row["correct"]
+    return row if isinstance(right, bool) else row | {"correct": is_correct(str(row["prediction"]), str(row["gold"]))}
 
 
 def choose(asked: dict[str, Answers], most: int) -> list[str]:

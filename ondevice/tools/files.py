@@ -137,11 +137,16 @@ class Files:
         waiting, seen = [path], 0
         while waiting:
             here = waiting.pop()
-            with self._open(here) as descriptor:
-                if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
-                    yield here
-                    continue
-                kinds = [(name, _mode(descriptor, name)) for name in sorted(os.listdir(descriptor))]  # noqa: PTH208
+            try:
+                with self._open(here) as descriptor:
+                    if not stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                        yield here
+                        continue
+                    kinds = [(name, _mode(descriptor, name)) for name in sorted(os.listdir(descriptor))]  # noqa: PTH208
+            except ToolError:
+                if here == path:
+                    raise
+                continue  # not readable, or gone: a search goes past it
             folders = []
             for name, mode in kinds:
                 inner = name if here in (".", "") else f"{here.rstrip('/')}/{name}"

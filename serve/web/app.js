@@ -78,6 +78,7 @@ let messages = [];
 let used = 0; // tokens of the conversation, as the server last counted them
 
 $("chat-new").addEventListener("click", () => {
+  $("chat-form").querySelector(".stop").click();
   messages = [];
   used = 0;
   $("chat-log").replaceChildren();
@@ -99,19 +100,21 @@ task($("chat-form"), () => $("chat-log"), async (signal) => {
     note(log, `the context is almost full: the ${messages.length - kept} oldest messages are dropped`);
     messages = messages.slice(-kept);
   }
-  messages.push({ role: "user", content: said });
+  const talk = messages; // New begins another one, and what still comes belongs to this one
+  talk.push({ role: "user", content: said });
   add(log, said, "turn user");
   const place = add(log, "", "turn");
   let text = "";
   try {
     const on = { text: (piece) => { text += piece; place.textContent = text; place.scrollIntoView({ block: "end" }); } };
-    const done = await complete({ messages, max_tokens: Math.floor(served.context / 4), temperature: 0.7 }, on, signal);
+    const done = await complete({ messages: talk, max_tokens: Math.floor(served.context / 4), temperature: 0.7 }, on, signal);
+    if (talk !== messages) return;
     used = done.usage?.total_tokens ?? used;
     note(log, told(done));
   } finally {
     // What was said stays in the conversation, also where it was stopped; nothing said takes the question back.
-    if (text) messages.push({ role: "assistant", content: text });
-    else messages.pop();
+    if (text) talk.push({ role: "assistant", content: text });
+    else talk.pop();
   }
 });
 

@@ -35,7 +35,8 @@ async function split(text, budget, signal) {
   return chunks;
 }
 
-// The last strongest border in the second half of a chunk, else anywhere in it, else where it is full.
+// The last strongest border in the second half of a chunk, else anywhere in it, else where it is full, but not inside a
+// character of two code units: half of one cannot be sent.
 function border(text, start, end) {
   const part = text.slice(start, end);
   for (const least of [part.length / 2, 0]) {
@@ -44,7 +45,7 @@ function border(text, start, end) {
       if (found.length) return start + found.at(-1);
     }
   }
-  return end;
+  return /[\uD800-\uDBFF]/.test(text[end - 1]) && end - 1 > start ? end - 1 : end;
 }
 
 const ask = (instruction, text, most, on, signal) => complete(

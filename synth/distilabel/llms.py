@@ -62,6 +62,8 @@ def make_llm(
         return made
     # Everything that decides about an answer; a server has no digest, so its address stands for it.
     own = {name: value for name, value in arguments.items() if name not in ("timeout", "max_retries")}
+    if arguments["type"] == "openai":
+        own["base_url"] = server_address(arguments)
     about = {"llm": own, "weights": digest, "seed": None if arguments["type"] == "openai" else seed}
     return AskedLLM.around(made, json.dumps(about, sort_keys=True), cache)
 
@@ -76,10 +78,9 @@ def _make(
             raise ValueError("llm.type is 'teacher', whose rules know word problems alone: choose another type here")
         return TeacherLLM(problems=str(problems), seed=seed, **rest)
     if kind == "openai":
-        base_url = rest.get("base_url") or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1"
         if rest.get("base_url") and not os.environ.get("OPENAI_API_KEY"):
             rest["api_key"] = "none"  # A server of one's own asks for no key, but the client wants one.
-        reach(base_url)
+        reach(server_address(arguments))
         return ServerLLM(**rest)
     if model is not None:
         rest["model"] = str(model)
@@ -92,6 +93,11 @@ def _make(
     import engine.torch  # noqa: F401
 
     return LLM_CLASSES[kind](seed=seed, batch_size=batch_size, device=device, **rest)
+
+
+def server_address(arguments: Mapping[str, Any]) -> str:
+    """Where an `openai` LLM is asked: as the config says, else as the client finds it."""
+    return str(arguments.get("base_url") or os.environ.get("OPENAI_BASE_URL") or "https://api.openai.com/v1")
 
 
 def ray_arguments() -> set[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from engine.limits import cores, ram
+from engine.limits import cores, ram, vram
 
 GB = 1 << 30
 NONE_V1 = "9223372036854771712"
@@ -111,3 +111,19 @@ def test_cores_follow_the_quota_of_either_version(tmp_path: Path, monkeypatch: p
     assert cores(one)[0] == 1
     group(one / "sys/fs/cgroup/cpu,cpuacct/job", cpu__cfs_quota_us=-1)
     assert cores(one) == (8, "the 8 cores of this process")
+
+
+def test_a_gpu_has_its_own_memory_or_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert vram() is None
+    driver = tmp_path / "nvidia-smi"
+    driver.write_text("#!/bin/sh\necho '1024, 2048, Some GPU'\n")
+    driver.chmod(0o755)
+    own = vram()
+    assert own is not None and (own.free, own.total, own.what) == (GB, 2 * GB, "the memory of GPU 0 (Some GPU)")
+    driver.write_text("#!/bin/sh\necho '[N/A], [N/A], Small GPU'\n")
+    shared = vram()
+    assert shared is not None and shared.total == ram().total and "shared with GPU 0 (Small GPU)" in shared.what
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert vram() is None

@@ -63,14 +63,18 @@ def test_a_place_keeps_its_tokens_whoever_comes_goes_and_grows(data: Any) -> Non
 
 
 @torch.inference_mode()
-def test_a_place_given_back_unclean_holds_nothing_and_a_longer_sequence_than_all_memory_is_refused() -> None:
+def test_no_place_holds_nan_when_it_is_taken_and_a_longer_sequence_than_all_memory_is_refused() -> None:
     store = LiveStore(SHAPE, torch.float32, torch.device("cpu"), 512, slab=256)
-    first, second = store.take(10), store.take(20)
-    assert first is not None and second is not None and first.slab is second.slab
-    put(first, 10, torch.nan)  # type: ignore[arg-type]
-    put(second, 20, 5)
-    store.free(first, clean=False)
-    assert not first.slab.keys.isnan().any() and not first.slab.values.isnan().any()
-    assert (second.keys[:, :, :20] == 5).all() and second.row == 0
+    first, second, third = lives = [store.take(10) for _ in range(3)]
+    assert first is not None and second is not None and third is not None
+    slab = first.slab
+    assert all(live is not None and live.slab is slab for live in lives)
+    for live, mark in ((first, 4), (second, 5), (third, torch.nan)):
+        put(live, 10, mark)  # type: ignore[arg-type]
+    store.free(first)  # the last one takes its row
+    assert third.row == 0 and not slab.keys[:, 1:].isnan().any() and not slab.values[:, 1:].isnan().any()
+    store.free(third)
+    assert not slab.keys.isnan().any() and not slab.values.isnan().any()
+    assert second.row == 0 and (second.keys[:, :, :10] == 5).all()
     with pytest.raises(ValueError, match="a sequence of 600 tokens; all together may have 512"):
         store.take(600)

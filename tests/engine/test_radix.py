@@ -71,6 +71,7 @@ class Cache:
         assert all(order[node] < order[node.parent] for node in order if node.parent is not self.index.root)
 
 
+@settings(deadline=None)
 @given(st.lists(IDS, max_size=12), st.lists(IDS, min_size=1, max_size=6), st.integers(1, 5))
 def test_the_longest_cached_prefix_is_found_and_is_where_it_was_put(kept: list, asked: list, size: int) -> None:
     cache = Cache(600, size)
@@ -85,7 +86,7 @@ def test_the_longest_cached_prefix_is_found_and_is_where_it_was_put(kept: list, 
     assert cache.index.evicted == 0
 
 
-@settings(max_examples=150)
+@settings(max_examples=150, deadline=None)
 @given(data=st.data())
 def test_what_is_pinned_stays_and_what_was_unused_longest_goes_first(data: Any) -> None:
     cache = Cache(data.draw(st.integers(1, 14)), data.draw(st.integers(1, 4)))

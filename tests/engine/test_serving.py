@@ -151,6 +151,11 @@ def test_one_prefix_runs_once_however_many_ask_for_it_together(llama: Any) -> No
             cached |= {event.handle: event.cached} if event.cached is not None else {}
     assert cached == {first: 0, second: 41} and order[0] == second
     assert counter.tokens == 63 + 3 + 2 * 5
+    # Also where a chunk left but one token of the prompt.
+    engine.submit(ask([8, *prompt[:16]], 1))
+    engine.turn()
+    [answer] = run(engine, [ask([8, *prompt[:16], 5, 5], 1)])
+    assert answer.cached == 17
 
 
 def test_the_second_turn_runs_only_what_is_new(llama: Any) -> None:
@@ -298,6 +303,34 @@ def test_a_failing_request_ends_alone_with_its_error() -> None:
     assert_nothing_is_held(engine)
     # Neither the memory nor the cache passes nan on.
     assert [row.ids for row in run(engine, good * 3)] == [row.ids for row in run(healthy, good * 3)]
+
+
+def test_what_a_broken_prompt_leaves_behind_reaches_nobody() -> None:
+    """Cancelled before its logits were seen, moved while it ran, or beginning as another does."""
+    model = make_model()
+    cancelled, moved, alike = (
+        ServingEngine(model, end_ids=(), tokens=2048, cache_tokens=2048, block=4, chunk=16) for _ in range(3)
+    )
+    with torch.no_grad():
+        model.model.embed_tokens.weight[60] = torch.nan
+    start, other = ([token % 60 for token in prompt] for prompt in prompts(30, 50))
+    good = [ask(other, 9), ask([*start, 5, 5], 9), ask([7] * 40, 9)]
+    expected = run(ServingEngine(make_model(), end_ids=(), tokens=2048, cache_tokens=2048), good)
+    handle = cancelled.submit(ask([*[60] * 40, *start]))
+    cancelled.turn()
+    cancelled.cancel(handle)
+    moved.submit(ask([4] * 3, 1))  # ends as the other one fails, whose place is then moved
+    moved.submit(ask([5, 60, 5], 20))
+    assert [event.error is None for event in moved.turn()] == [True, False]
+    broken = alike.submit(ask([*start, 60, *other], 5))
+    rows = [alike.submit(request) for request in good]
+    answers: dict[int, Answer] = {}
+    while not alike.idle:
+        collect(answers, alike.turn())
+    assert "nan" in str(answers[broken].error) and answers[rows[1]].ids == expected[1].ids
+    for engine in (cancelled, moved, alike):
+        assert [row.ids for row in run(engine, good)] == [row.ids for row in expected]
+        assert all(slab.values.isfinite().all() for slab in engine._store._slabs + engine._store._spare)
 
 
 def test_requests_that_cannot_be_run_are_refused_before_they_wait(llama: Any) -> None:

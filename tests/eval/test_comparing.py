@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,25 @@ def test_a_gate_may_ask_to_be_sure(releases: Path) -> None:
         gate(releases, [demand(at_least=0.51, sure=True)])
     with pytest.raises(GateFailed, match=r"fell by 0\.08"):
         gate(releases, [demand(tolerance=0.1, sure=True)])
+
+
+def test_a_score_that_is_no_number_passes_no_gate(tmp_path: Path) -> None:
+    evaluation(tmp_path / "before", {"dpo": BEFORE}, {"dpo": [100.0, 120.0]})
+    evaluation(tmp_path / "now", {"dpo": NOW}, {"dpo": [math.nan, 121.0]})
+    bits = {"task": "acorn:prose", "metric": "bits_per_byte"}
+    for one in ({"at_least": 0.0}, {"at_most": 9.0}, {"at_most": 9.0, "sure": True}, {"tolerance": 1.0}):
+        with pytest.raises(GateFailed, match="nan"):
+            gate(tmp_path, [bits | one])
+
+
+def test_a_gate_cannot_be_sure_of_a_metric_without_an_interval(releases: Path) -> None:
+    file = releases / "now" / "results.json"
+    found = json.loads(file.read_text())
+    found["models"]["dpo"][TASK]["exact_match"] |= {"low": None, "high": None}
+    file.write_text(json.dumps(found))
+    assert gate(releases, [demand(at_least=0.5)])
+    with pytest.raises(ValueError, match="exact_match has no interval"):
+        gate(releases, [demand(at_least=0.5, sure=True)])
 
 
 def test_the_first_release_has_nothing_to_be_held_against(releases: Path) -> None:

@@ -135,6 +135,7 @@ LLAMA3 = {
         ("config.json", {"num_hidden_layers": 3}, "'model.layers.2.* is missing"),
         ("config.json", {"intermediate_size": 64}, "has shape .* config.json says"),
         ("tokenizer.json", {"normalizer": {"type": "NFC"}}, "normalizer"),
+        ("tokenizer_config.json", {"eos_token": None}, "names no eos_token"),
         ("tokenizer.json", {"pre_tokenizer": {"type": "Whitespace"}}, 'Whitespace.*accepted are "smollm"'),
     ],
 )

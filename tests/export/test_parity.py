@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +76,10 @@ def test_perplexity_and_its_change_are_reported_for_every_type(proofs: dict[str,
 
 def test_tokenizer_template_and_origin_are_in_the_proof(proofs: dict[str, Any]) -> None:
     proof = proofs["f16"]
-    assert proof["tokenizer"] | {"tokens": 0} == {"strings": 400, "documents": 8, "tokens": 0, "equal": True}
+    found = proof["tokenizer"]
+    assert (found["strings"], found["documents"], found["equal"]) == (400, 8, True)
+    assert found["entries"] > 380  # of 512, those that are no piece of a character
+    assert proof["ends"] == [0, 2]
     assert proof["template"] == {"conversations": 24, "equal": True}
     hostile = proof["adversary"]
     assert (hostile["strings"], hostile["code_points"], hostile["invalid_refused"]) == (400, 0, 12)
@@ -257,10 +261,54 @@ def test_every_assigned_code_point_is_among_the_strings() -> None:
 def test_a_broken_tokenizer_in_the_file_fails_naming_the_string(model: Path, tmp_path: Path) -> None:
     broken = shutil.copytree(model, tmp_path / "broken")
     content = json.loads((broken / "tokenizer.json").read_text())
-    content["model"]["merges"].pop(40)
+    content["model"]["merges"].pop()
     (broken / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(ParityError, match=r"tokenizer parity: string \d+, '.*': first difference at token \d+"):
-        proof_of(export(broken, tmp_path / "m.gguf", "f16"), "f16", model)
+        proof_of(export(broken, tmp_path / "m.gguf", "f16"), "f16", model, strings=1)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"special_ids": {"bos": 0, "eos": 5}}, r"eos_token_id is '5', the model has '2'"),
+        ({"special_ids": {"eos": 2}}, r"bos_token_id is missing"),
+        ({"pre": "gpt-2"}, r"tokenizer\.ggml\.pre is 'gpt-2', the model has 'smollm'"),
+        ({"chat_template": "{{ messages }}"}, r"chat_template is '{{ messages }}'"),
+        ({"merges": ["h e"]}, r"merges at 1: \[\], the model has"),
+        ({"types": [1]}, r"token_type at 0: \[1\], the model has \[3\]"),
+    ],
+)
+def test_metadata_that_few_texts_would_show_to_be_wrong_fails_by_name(
+    wrong: dict[str, Any], message: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from export import gguf, tokens
+
+    shape = gguf.read_shape(model)
+    right = gguf.read_vocabulary(model, shape.rows)
+    tokens.file_parity(export(model, tmp_path / "right.gguf", "q4_0"), shape, right)
+    monkeypatch.setattr(gguf, "read_vocabulary", lambda *_: replace(right, **wrong))
+    with pytest.raises(ParityError, match=rf"wrong\.gguf: .*{message}"):
+        tokens.file_parity(export(model, tmp_path / "wrong.gguf", "q4_0"), shape, right)
+
+
+def test_a_token_that_ends_answers_for_the_model_alone_fails(model: Path, tmp_path: Path) -> None:
+    from export import gguf, tokens
+    from export.llamacpp import LlamaCpp
+
+    vocabulary = gguf.read_vocabulary(model, gguf.read_shape(model).rows)
+    with (
+        LlamaCpp(export(model, tmp_path / "m.gguf", "f16"), context=256) as llama,
+        pytest.raises(ParityError, match=r"does not stop at '.*' \(token 50\), where the model does"),
+    ):
+        tokens.end_parity(llama, {0, 2, 50}, vocabulary)
+
+
+def test_one_position_of_each_sequence_is_its_last(model: Path) -> None:
+    from export.parity import hold_out
+
+    proof = GgufConfig.model_validate({"proof": {"positions": 3}}).proof
+    held_out = hold_out(Reference(model, "cpu"), [], proof, 512)
+    assert [length for _, length in held_out.prefixes] == [len(one) for one in held_out.sequences[:3]]
 
 
 def test_a_changed_chat_template_fails(model: Path, tmp_path: Path) -> None:

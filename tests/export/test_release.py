@@ -190,10 +190,11 @@ def test_hub_ids_are_found_in_a_lineage_and_local_data_is_not() -> None:
             stage="text", kind="corpus", licenses=["MIT"],
             config={"text": [{"path": "openai/gsm8k"}, {"path": "sha256:00/11"}, {"path": "/data/own/x"}]},
         ),
+        SimpleNamespace(stage="chat_rows", kind="chat", config={"path": "HuggingFaceTB/smoltalk"}, licenses=[]),
     ]  # fmt: skip
     history = History(tuple(steps))  # type: ignore[arg-type]
     assert history.hub_models == ["HuggingFaceTB/SmolLM2-135M"]
-    assert history.hub_datasets == ["openai/gsm8k"]
+    assert history.hub_datasets == ["HuggingFaceTB/smoltalk", "openai/gsm8k"]
     assert history.licenses == ["MIT"]
 
 
@@ -225,6 +226,7 @@ def test_the_sums_arrive_last_and_a_cut_off_push_goes_on_without_sending_again(
 
     def failing(self: Any, source: str, target: str, **options: Any) -> None:
         if len(sent) == 3:
+            self.pipe_file(target, b"half of it")
             raise OSError("the line went down")
         sent.append(Path(source).name)
         whole(self, source, target, **options)
@@ -242,6 +244,8 @@ def test_the_sums_arrive_last_and_a_cut_off_push_goes_on_without_sending_again(
     push_to_url(world["out"], url)
     assert not set(first) & set(sent[3:])
     assert sent[-1] == "SHA256SUMS"
+    left = fsspec.filesystem("memory").ls("/cut/off", detail=False)
+    assert len(left) == len(list(world["out"].iterdir()))
 
 
 def test_a_file_that_is_damaged_on_the_way_is_an_error_that_names_it(

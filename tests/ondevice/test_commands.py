@@ -84,6 +84,12 @@ def test_a_title_is_one_line(typed: Typed, gguf: Path) -> None:
         assert title and "\n" not in title and title[0] not in '"#* '
 
 
+@pytest.mark.parametrize(("option", "value"), [("--temperature", "-1"), ("--temperature", "nan"), ("--top-p", "0")])
+def test_a_sampler_s_setting_that_means_nothing_is_refused(typed: Typed, option: str, value: str) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        typed("chat", "a", option, value)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from engine.header import Header, NotGguf, read_header
+from engine.limits import Memory
 from ondevice import model
 from ondevice.model import NoModel, choose_context, find_model
 from registry import Registry, Spec
@@ -33,7 +34,7 @@ def test_what_is_no_gguf_is_refused_by_name(content: bytes, tmp_path: Path) -> N
 def test_the_context_is_the_models_own_unless_memory_or_the_user_says_otherwise(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(model, "free_memory", lambda: 8 << 30)
+    monkeypatch.setattr(model, "ram", lambda: Memory(8 << 30, 16 << 30, "RAM"))
     assert choose_context(Header(2048, 1000), None) == 2048
     assert choose_context(Header(131072, 1000), None) == model.MOST_CONTEXT
     assert choose_context(Header(131072, 1 << 20), None) == 2048  # a quarter of 8 GiB holds as many

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -159,6 +160,21 @@ def test_a_link_that_replaces_a_folder_in_the_meantime_is_not_followed(folder: P
     with pytest.raises(ToolError, match="it is a symbolic link"):
         files.read("sub/secret.txt")
     assert "pie" not in files.search("apple")
+
+
+def test_a_search_goes_past_a_folder_that_cannot_be_opened(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "locked").mkdir()
+    opened = os.open
+
+    def refuse(path: str, *arguments: Any, **options: Any) -> int:
+        if path == "locked":
+            raise PermissionError(13, "Permission denied")
+        return opened(path, *arguments, **options)
+
+    monkeypatch.setattr(os, "open", refuse)
+    assert Files(folder).search("an apple") == "sub/deep.md:1: an apple"
+    with pytest.raises(ToolError, match="Permission denied"):
+        Files(folder).search("an apple", "locked")
 
 
 def test_long_files_come_in_parts_that_say_how_to_go_on(folder: Path) -> None:

@@ -82,6 +82,12 @@ def test_a_number_that_yaml_read_as_text_is_found() -> None:
     assert "1.0e-3" in found.message
 
 
+def test_packing_that_leaks_is_refused() -> None:
+    packed = {"packing": True, "packing_strategy": "wrapped"}
+    assert [problem.field for problem in sft_problems(packed)] == ["training.packing_strategy"]
+    assert sft_problems({**packed, "packing_strategy": "bfd_split"}) == []
+
+
 def test_what_the_library_itself_refuses_is_passed_on() -> None:
     [found] = sft_problems({"warmup_steps": -1})
     assert "SFTConfig refuses it" in found.message and "warmup_steps" in found.message

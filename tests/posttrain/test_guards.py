@@ -50,6 +50,18 @@ def test_every_turn_must_train_its_end_not_the_last_one_alone() -> None:
         guard_chat(prepared([NOT, NOT, 11, 12, NOT]), 1, END, None, 0.0)
 
 
+def test_a_line_break_behind_the_end_of_turn_may_be_trained_too() -> None:
+    ids = [10, 11, END, 12, 13, 14, END, 12]
+    sound = [NOT, 11, END, 12, NOT, 14, END, 12]
+    assert guard_chat(prepared(sound, ids=ids), 1, END, None, 0.0).truncated == 0
+    for open_turn in ([NOT, 11, NOT, 12, NOT, 14, END, 12], [NOT, NOT, NOT, 12, NOT, 14, END, 12]):
+        with pytest.raises(ValueError, match="row 0 never trains its end-of-turn"):
+            guard_chat(prepared(open_turn, ids=ids), 1, END, None, 0.0)
+    packed = {"input_ids": [10, END, 12, 10, END], "labels": [NOT, END, 12, NOT, END], "seq_lengths": [2, 3]}
+    with pytest.raises(ValueError, match="row 1 never trains"):  # the end of turn before it is another document's
+        guard_chat(Dataset.from_list([packed]), 2, END, None, 0.0)
+
+
 def test_a_row_trained_as_a_whole_needs_an_end_of_turn_somewhere() -> None:
     whole = [10, END, 11, 13]
     assert guard_chat(prepared(whole, ids=whole), 1, END, None, 0.0).rows == 1

@@ -68,6 +68,7 @@ def test_pairs_are_split_where_their_sides_part(tmp_path: Path) -> None:
     pq.write_table(pa.Table.from_pylist([whole]), folder / "train-0.parquet")
     write(folder / "train-1.jsonl", answers, texts, equal)
     write(folder / "test-0.jsonl", texts)
+    write(folder / "train_sft-0.jsonl", texts)  # another split
     job = taken(PREFERENCE_ROWS, tmp_path / "job", folder, max_rejected=0.25)
     wanted = {"prompt": [USER], "chosen": [ASSISTANT], "rejected": [WRONG]}
     assert [{name: row[name] for name in wanted} for row in lines(job)] == [wanted] * 3
@@ -75,3 +76,14 @@ def test_pairs_are_split_where_their_sides_part(tmp_path: Path) -> None:
     assert len(lines(taken(PREFERENCE_ROWS, tmp_path / "two", folder, limit=2))) == 2
     with pytest.raises(ValueError, match=r"no split `dev`: files of rows there: test-0\.jsonl, train-0\.parquet"):
         taken(PREFERENCE_ROWS, tmp_path / "dev", folder, split="dev")
+    assert len(lines(taken(PREFERENCE_ROWS, tmp_path / "sft", folder, split="train_sft"))) == 1
+
+
+def test_sides_that_answer_different_questions_are_no_pair(tmp_path: Path) -> None:
+    other = {"role": "user", "content": "3+3?"}
+    system = {"role": "system", "content": "Be brief."}
+    pair = {"chosen": [system, USER, ASSISTANT], "rejected": [system, other, WRONG]}
+    path = write(tmp_path / "rows.jsonl", pair, {"prompt": "2+2?", "chosen": "4", "rejected": "5"})
+    job = taken(PREFERENCE_ROWS, tmp_path / "job", path, max_rejected=0.5)
+    (row,) = lines(job, "rejected.jsonl")
+    assert row["reason"] == "chosen parts from the other side at a turn of the user, not at an answer"

@@ -109,7 +109,6 @@ def test_more_requests_than_slots_take_turns_and_a_client_that_leaves_frees_its_
 
 
 def test_schemas_are_followed_and_refused_with_a_sentence(llama: Running) -> None:
-    pytest.importorskip("engine.grammar")
     schema = {"type": "object", "properties": {"a": {"enum": [1, 2]}}, "required": ["a"], "additionalProperties": False}
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     # Not greedy: a random model may like blanks best, of which the grammar allows any number.

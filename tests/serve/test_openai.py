@@ -99,7 +99,6 @@ def test_the_second_turn_finds_the_first_in_the_cache(client: OpenAI) -> None:
 
 
 def test_a_schema_is_followed(client: OpenAI) -> None:
-    pytest.importorskip("engine.grammar")
     schema = TOOL["function"]["parameters"]  # type: ignore[index]
     form = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema}}
     answer = chat(client, response_format=form, max_tokens=60).choices[0]
@@ -112,7 +111,6 @@ def test_a_schema_is_followed(client: OpenAI) -> None:
 
 @pytest.mark.parametrize("choice", ["required", {"type": "function", "function": {"name": "add"}}])
 def test_a_forced_call_is_one_of_the_tools(client: OpenAI, choice: Any) -> None:
-    pytest.importorskip("engine.grammar")
     options = {"tools": [TOOL], "tool_choice": choice, "max_tokens": 90}
     answer = chat(client, **options).choices[0]
     assert answer.finish_reason == "tool_calls"

@@ -308,7 +308,6 @@ def test_the_answers_are_those_of_the_api_document(served: Running, mode: str) -
 
 
 def test_a_killed_server_takes_its_worker_with_it(tiny_model: Path) -> None:
-    pytest.importorskip("serve.zero")
     command = [sys.executable, "-m", "acorn", "serve", str(tiny_model), "--port", "0", "--threads", "1"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as front:
         assert front.stderr is not None

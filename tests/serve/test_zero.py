@@ -150,16 +150,18 @@ def test_what_cannot_fit_is_refused_with_bytes_and_a_remedy(tmp_path: Path) -> N
         choose(small, Wishes(kv_tokens=100_000), machine=machine(1.9e9))
 
 
-def test_a_gpu_is_used_and_vllm_where_it_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpu_is_used_and_vllm_where_it_is_installed(tmp_path: Path) -> None:
     folder = make_folder(tmp_path / "m", "F32", 4, 1024)
     settings = choose(folder, machine=replace(LAPTOP, vram=GPU))
     assert (settings.engine, settings.device, settings.dtype) == ("torch", "cuda", "bfloat16")
     assert "GPU 0" in settings.reasons["device"]
     both = replace(LAPTOP, vram=GPU, vllm=True)
-    assert "not served yet" in choose(folder, machine=both).reasons["engine"]
-    assert choose(folder, machine=both).engine == "torch"
-    monkeypatch.setattr("serve.zero.VLLM", True)
-    assert choose(folder, machine=both).engine == "vllm"
+    chosen = choose(folder, machine=both)
+    assert (chosen.engine, chosen.chunk, chosen.rows) == ("vllm", 2048, 256)
+    assert chosen.unsettled == ("kv_tokens",)
+    assert choose(folder, Wishes(kv_tokens=9000), machine=both).unsettled == ()
+    with pytest.raises(ValueError, match="vLLM is not installed here"):
+        choose(folder, Wishes(engine="vllm"), machine=LAPTOP)
     assert choose(folder, Wishes(engine="torch"), machine=both).engine == "torch"
     on_cpu = choose(folder, Wishes(device="cpu"), machine=both)
     assert (on_cpu.engine, on_cpu.device, on_cpu.dtype) == ("torch", "cpu", "float32")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from synth.distilabel import generate, make_llm, ray_arguments, reward
 from synth.distilabel.models import GgufTokenizer
 from synth.distilabel.pipeline import _make_pipeline
 from synth.making_config import MagpieConfig, MakingExecution, RewriteConfig
+from synth.ranking import _prompts as prompts_of
 from synth.ranking import make_pair
 from synth.roles import check_making as check_making_roles
 from synth.roles import check_pairs
@@ -147,13 +149,17 @@ def test_pairs_are_ranked_by_a_judge_or_a_reward_model(
     scripted_server: Scripted, tiny_model: Path, reward_model: Path, tmp_path: Path
 ) -> None:
     corpus = write_corpus(tmp_path / "corpus", [problem(n) for n in range(3)])
-    llm = {"type": "model", "generation_kwargs": {"max_new_tokens": 6}}
+    policy = shutil.copytree(tiny_model, tmp_path / "policy")  # every sixteenth token ends its answer
+    ends = json.dumps({"eos_token_id": list(range(480, 512))})
+    (policy / "generation_config.json").write_text(ends)
+    llm = {"type": "model", "generation_kwargs": {"max_new_tokens": 90}}
     judge = {"rank": {"type": "judge", "llm": scripted_server.llm()}, "llm": llm, "num_generations": 3}
-    inputs = {"corpus": corpus, "model": tiny_model, "reward": reward_model}
-    job = make_job(PREFERENCE_PAIRS, tmp_path / "judge", judge, {}, inputs)
+    inputs = {"corpus": corpus, "model": policy, "reward": reward_model}
+    job = make_job(PREFERENCE_PAIRS, tmp_path / "judge", judge | {"budget": {"calls": 8}}, {}, inputs)
     run_here(PREFERENCE_PAIRS, job)
     pairs = rows(job.out / "train.jsonl")
-    assert [pair["scores"] for pair in pairs] == [[4, 2]] * 3, "the server rates text n with n + 1"
+    assert [pair["scores"] for pair in pairs] == [[4, 2]] * 2, "the server rates text n with n + 1"
+    assert reasons(job.out) == {"over_budget": 1}, "three samples and a rating are four calls"
     note = json.loads((job.out / "logs" / "provenance.jsonl").read_text().splitlines()[0])
     assert note == {
         "id": "train-000",
@@ -169,13 +175,36 @@ def test_pairs_are_ranked_by_a_judge_or_a_reward_model(
 
 def test_a_rating_that_cannot_be_read_is_no_vote() -> None:
     prompt = {"id": "p", "messages": [], "level": 0}
-    samples = [{"text": text} for text in ("a", "b", "b")]
+    samples = [{"text": text, "finished": True} for text in ("a", "b", "b")]
     rank = JudgeRank.model_validate({"type": "judge", "llm": {"type": "openai"}, "min_chosen": 4})
     assert make_pair(prompt, samples, None, rank)["reason"] == "unreadable_rating"
     assert make_pair(prompt, samples, [3, 1, 2], rank)["reason"] == "low_rating"
     assert make_pair(prompt, samples, [2, 2, 2], rank)["reason"] == "same_score"
     assert make_pair(prompt, samples[1:], [5, 1], rank)["reason"] == "same_score"
     assert make_pair(prompt, samples, [1, 5, 2], rank)["chosen"][0]["content"] == "b"
+
+
+def test_prompts_of_pairs_are_drawn_by_the_seed_not_the_first_ones(tmp_path: Path) -> None:
+    lines = [{"id": f"r{n:02d}", "messages": [{"role": "user", "content": f"What is {n}?"}]} for n in range(40)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    drawn = []
+    for seed in (0, 0, 1):
+        config = {"problems": 8, "seed": seed, "rank": {"type": "reward"}}
+        asked, refused = prompts_of(make_job(PREFERENCE_PAIRS, tmp_path / "job", config, {}, {"prompts": tmp_path}))
+        assert len(asked) == 8 and refused == []
+        drawn.append([prompt["id"] for prompt in asked])
+    assert drawn[0] == drawn[1] != drawn[2]
+    assert sorted(drawn[0]) != [line["id"] for line in lines[:8]]
+
+
+def test_an_answer_that_was_cut_is_never_the_chosen_one() -> None:
+    prompt, rank = {"id": "p", "messages": [], "level": 0}, None
+    cut, empty, whole = ({"text": text, "finished": text == "c"} for text in ("a", " ", "c"))
+    pair = make_pair(prompt, [cut, empty, whole], [5, 1, 3], rank)
+    assert pair["reason"] == "same_score", "the only whole answer is the worst that says anything"
+    pair = make_pair(prompt, [cut, empty, whole], [2, 1, 3], rank)
+    assert pair["chosen"][0]["content"] == "c" and pair["rejected"][0]["content"] == "a"
+    assert make_pair(prompt, [cut, empty], [5, 1], rank)["reason"] == "unfinished"
 
 
 def test_a_gguf_answers_with_its_own_tokenizer_and_template(tiny_model: Path, tmp_path: Path) -> None:

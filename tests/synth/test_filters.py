@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import selectors
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+import synth.jail
 from synth.budget import affordable, within_tokens
 from synth.conditions import KINDS, broken, draw, say
 from synth.config import Budget
 from synth.embedding import embed, repeats
 from synth.filter_config import Filters, Tags
 from synth.filters import is_refusal, repetition, sift
+from synth.jail import BROKEN, UNSAFE
 from synth.language import language_of
 from synth.making_config import RewriteConfig, Sandbox, SummariseConfig
 from synth.rating import Rating, read_tags, reason_of
@@ -216,12 +222,25 @@ def test_results_are_compared_by_value() -> None:
         assert not results.same("7", "x")
 
 
+def test_what_kills_the_comparing_process_is_different_and_the_next_gets_a_new_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "worker.py").write_text(
+        "print('ready', flush=True)\nif 'fatal' not in input():\n    print('true', flush=True)\n    input()\n"
+    )
+    monkeypatch.setattr("synth.results._WORKER", tmp_path / "worker.py")
+    with Results() as results:
+        assert [results.same("x", "fatal"), results.same("x", "y")] == [False, True]
+
+
 def test_ways_are_equal_in_other_words_and_other_names() -> None:
     assert path_of("First we add: 3+4=7\n\n#### 7") == path_of("I take 3 + 4 = 7.\n\n#### 7")
     assert path_of("3+4=7") != path_of("4+3=7")
     assert path_of("No sum") != path_of("Another")
     one, two = "def f(a):\n    '''Twice.'''\n    return a * 2", "def g(x: int) -> int:\n    return x * 2  # twice"
     assert path_of_code(one) == path_of_code(two) != path_of_code("def f(a):\n    return a + a")
+    assert path_of_code("def f(a):\n    return min(a)") != path_of_code("def f(a):\n    return max(a)")
+    assert path_of_code(deep := "x = " + " + ".join("1" * 900)) == deep
     assert code_of("Text\n```python\nx = 1\n```") == "x = 1\n"
     assert code_of("I do not know.") is None and code_of("```python\nx =\n```") is None
 
@@ -242,6 +261,8 @@ LIMITS = Sandbox(seconds=0.5, memory_mb=128)
         ("x = bytearray(10**9)", "out_of_memory", "MemoryError"),
         ("while True:\n    print('x' * 10**5)", "too_much_output", "x"),
         ("import time\ntime.sleep(60)", "too_slow", ""),
+        (f"import os\nos._exit({UNSAFE})", "failed_tests", ""),  # not what the walls themselves say
+        (f"import os\nos._exit({BROKEN})", "failed_tests", ""),
     ],
 )
 def test_a_program_can_do_no_harm(code: str, reason: str | None, said: str) -> None:
@@ -251,11 +272,24 @@ def test_a_program_can_do_no_harm(code: str, reason: str | None, said: str) -> N
 
 def test_a_machine_that_cannot_isolate_runs_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     import synth.sandbox
-    from synth.jail import UNSAFE
 
     monkeypatch.setattr(synth.sandbox, "_run", lambda program, limits: ("", None, UNSAFE))
     with pytest.raises(RuntimeError, match=r"sandbox\.isolation: best_effort"):
         run_tests("", "", LIMITS)
+
+
+@pytest.mark.usefixtures("namespaces")
+def test_a_program_ends_with_the_process_that_started_it() -> None:
+    jail = [os.path.realpath(sys.executable), "-I", "-S", synth.jail.__file__, json.dumps(LIMITS.model_dump())]
+    with subprocess.Popen(jail, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(b"import time\nprint('here', flush=True)\ntime.sleep(60)\n")
+        process.stdin.close()
+        assert process.stdout.readline() == b"here\n"
+        process.kill()  # so it goes to it when acorn is killed: nobody is left to end the group
+        ended = selectors.DefaultSelector()
+        ended.register(process.stdout, selectors.EVENT_READ)
+        assert ended.select(20) and process.stdout.read() == b"", "the program still holds its output open"
 
 
 @pytest.mark.usefixtures("namespaces")

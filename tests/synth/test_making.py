@@ -141,11 +141,13 @@ def test_magpie_through_a_server_uses_raw_prompts_of_every_category(
     scripted_server: Scripted, tiny_tokenizer: Path, tmp_path: Path
 ) -> None:
     llm = scripted_server.llm(tokenizer=str(tiny_tokenizer))
-    config = {"llm": llm, "rows": 8, "n_turns": 2, "categories": CATEGORIES, "filters": NO_REPEATS}
-    job = make_job(MAGPIE, tmp_path, config)
+    tags = {"tags": {"llm": scripted_server.llm()}}
+    config = {"llm": llm, "rows": 9, "n_turns": 2, "categories": CATEGORIES, "filters": NO_REPEATS | tags}
+    job = make_job(MAGPIE, tmp_path, config | {"budget": {"calls": 4 * 9 + 8}})
     run_here(MAGPIE, job)
     kept = rows(job.out / "train.jsonl")
     assert len(kept) == 8
+    assert reasons(job.out) == {"over_budget": 1}, "four calls a conversation leave eight for its tags"
     assert {row["source"] for row in kept} == {"sums", "words"}
     assert all([turn["role"] for turn in row["messages"]] == ["user", "assistant"] * 2 for row in kept)
     raw = [text for text in scripted_server.asked() if "You spell words." in text]
