@@ -4,8 +4,8 @@
     python -m benchmarks.serve_fuzz --url http://127.0.0.1:8000 --requests 10000
 
 Bodies are valid ones with fields replaced, added, removed and nested, cut-off and broken JSON, odd bytes, other
-methods, paths and headers; a part of the streams is left in the middle. At the end the server must answer a plain
-request, and its worker must be the one it was.
+methods, paths and headers; a part of the streams is left in the middle. At the end the server must be healthy,
+and its worker must be the one it was; else the exit code is 1.
 """
 
 from __future__ import annotations
@@ -72,7 +72,15 @@ def _valid(draw: random.Random, path: str) -> dict[str, Any]:
     turns = [
         {"role": draw.choice(("user", "assistant", "system")), "content": "So?"} for _ in range(draw.randint(1, 4))
     ]
-    return {"messages": turns, **common}
+    # Fields with an inside, to be spoilt there.
+    schema = {"type": "object", "properties": {"a": {"type": "integer"}}, "additionalProperties": False}
+    tool = {"type": "function", "function": {"name": "add", "description": "adds", "parameters": schema}}
+    extra: list[dict[str, Any]] = [
+        {"search": {"method": "majority", "n": 2, "budget": 16, "verifier": "x"}},
+        {"tools": [tool], "tool_choice": {"type": "function", "function": {"name": "add"}}},
+        {"response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}},
+    ]
+    return {"messages": turns, **common, **(_copy(draw.choice(extra)) if draw.random() < 0.3 else {})}
 
 
 def _spoil(draw: random.Random, value: Any) -> None:
@@ -151,16 +159,26 @@ def main() -> None:
     options.add_argument("--api-key")
     given = options.parse_args()
     draw = random.Random(given.seed)
-    started = time.perf_counter()
+    before, started = _restarts(given.url, given.api_key), time.perf_counter()
     shots = [make_shot(draw) for _ in range(given.requests)]
     counts = asyncio.run(bombard(given.url, shots, given.clients, given.api_key))
     seconds = time.perf_counter() - started
     for status, count in sorted(counts.items()):
         print(f"{status or 'not sent'}: {count}")
     faults = sum(count for status, count in counts.items() if status >= 500)
+    restarts = _restarts(given.url, given.api_key) - before
     healthy = httpx.get(f"{given.url}/health", timeout=60).status_code == 200
-    figures = {"requests": given.requests, "server_errors": faults, "healthy": healthy, "seconds": round(seconds, 1)}
-    print(json.dumps({"benchmark": "serve_fuzz", **figures}))
+    figures = {"requests": given.requests, "server_errors": faults, "worker_restarts": restarts, "healthy": healthy}
+    print(json.dumps({"benchmark": "serve_fuzz", **figures, "seconds": round(seconds, 1)}))
+    if faults or restarts or not healthy:
+        raise SystemExit(1)
+
+
+def _restarts(url: str, key: str | None) -> int:
+    """Of the server's worker, since the server began."""
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    lines = httpx.get(f"{url}/metrics", headers=headers, timeout=60).text.splitlines()
+    return int(float(next(line.split()[1] for line in lines if line.startswith("acorn_worker_restarts "))))
 
 
 if __name__ == "__main__":

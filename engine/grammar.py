@@ -21,6 +21,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from llguidance import LLMatcher, LLTokenizer
 
 BLANK = r"[ \n]?"
@@ -78,8 +79,10 @@ class Grammars:
     """
 
     def __init__(self, tokenizer: Any, vocab: int, end_ids: Iterable[int]) -> None:
+        end_ids = frozenset(end_ids)
         self._tokenizer = LLTokenizer(_serialised(tokenizer), n_vocab=vocab, eos_token=sorted(end_ids) or None)
         self._words = -(-vocab // 32)
+        self._ends = [end for end in end_ids if 0 <= end < vocab]
         self._known: OrderedDict[str, Grammar] = OrderedDict()
 
     def json_schema(self, schema: Mapping[str, Any]) -> Grammar:
@@ -103,11 +106,20 @@ class Grammars:
             matcher = LLMatcher(self._tokenizer, grammar, log_level=0)
             if matcher.is_error():
                 raise _refusal(kind, matcher.get_error())
+            if not matcher.is_accepting() and not self._begins(matcher):  # {"$ref": "#"}: llguidance would say "end"
+                raise _refusal(kind, "no text satisfies it")
             self._known[grammar] = Grammar(matcher, self._words)
             if len(self._known) > KEPT:
                 self._known.popitem(last=False)
         self._known.move_to_end(grammar)
         return self._known[grammar]
+
+    def _begins(self, matcher: Any) -> bool:
+        """Whether any token but an end may come first."""
+        mask = np.frombuffer(matcher.deep_copy().compute_bitmask(), np.uint32)[: self._words].copy()
+        for end in self._ends:
+            mask[end // 32] &= ~np.uint32(1 << end % 32)
+        return bool(mask.any())
 
 
 def check_schema(schema: Mapping[str, Any]) -> None:

@@ -170,8 +170,10 @@ class _Connection(http.client.HTTPConnection):
 def _trained_context(path: Path) -> int:
     try:
         return read_header(path).context
-    except (NotGguf, OSError) as error:
+    except NotGguf as error:
         raise LlamaError(str(error)) from error
+    except OSError as error:
+        raise LlamaError(f"{path} is no GGUF model that can be read: {error.strerror}") from error
 
 
 def _params(path: Path, slots: int, context: int, threads: int, exact: bool, gpu_layers: int) -> Any:

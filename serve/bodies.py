@@ -3,6 +3,10 @@
 Wrong types are refused, never converted. A field that would change the answer and is not implemented is refused unless
 it asks for nothing; one that cannot change it (`user`, `metadata`) is taken and left alone; any other unknown one is
 refused, since it may be a misspelt known one.
+
+A body is as hostile as anybody likes, and is read on the event loop: lists fail at their first fault (a fault for each
+of a million entries would take seconds and gigabytes to report), and there are no more messages than models have room
+for.
 """
 
 from __future__ import annotations
@@ -19,11 +23,21 @@ MOST_TOP = 20
 """Alternatives listed for a token."""
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
 Text = Annotated[str, Field(max_length=1000)]
-Stops = Annotated[list[Text], Field(max_length=16)]
+Stops = Annotated[list[Text], Field(fail_fast=True, max_length=16)]
+MOST_MESSAGES = 1 << 14
+"""Of one conversation; parts of one message, too."""
+MOST_TEXT = 1 << 20
+"""Characters that /tokenize takes at once."""
+_One = TypeVar("_One")
+Prompts = Annotated[list[_One], Field(fail_fast=True)]
 
 
 class Body(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    """Unknown fields are let through here and refused by `read`, the first of them: pydantic would list them all."""
+
+    model_config = ConfigDict(
+        strict=True, extra="allow", allow_inf_nan=False, json_schema_extra={"additionalProperties": False}
+    )
 
 
 class Open(BaseModel):
@@ -51,9 +65,9 @@ class ToolCall(Open):
 
 class Message(Open):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[TextPart] | None = None
+    content: str | Annotated[list[TextPart], Field(fail_fast=True, max_length=MOST_MESSAGES)] | None = None
     name: str | None = None
-    tool_calls: list[ToolCall] | None = None
+    tool_calls: Annotated[list[ToolCall], Field(fail_fast=True, max_length=128)] | None = None
     tool_call_id: str | None = None
 
 
@@ -116,20 +130,20 @@ class Common(Body):
     """Not OpenAI's. False: neither read the caches nor leave anything in them (docs/serve.md on timing)."""
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
-    logit_bias: dict[str, float] | None = None
+    logit_bias: dict[str, Any] | None = None
     user: str | None = None
 
 
 class ChatRequest(Common):
     """POST /v1/chat/completions"""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES)]
     max_tokens: Count | None = None
     """Default: as many as the context has room for; never more than that."""
     max_completion_tokens: Count | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=MOST_TOP)] | None = None
-    tools: Annotated[list[Tool], Field(max_length=128)] | None = None
+    tools: Annotated[list[Tool], Field(fail_fast=True, max_length=128)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
     response_format: ResponseFormat | None = None
@@ -146,7 +160,7 @@ class ChatRequest(Common):
 class CompletionRequest(Common):
     """POST /v1/completions"""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Prompts[str] | Prompts[int] | Prompts[Prompts[int]]
     """Texts, or token ids."""
     max_tokens: Count | None = None
     """Default: 16, as OpenAI has it."""
@@ -159,7 +173,7 @@ class CompletionRequest(Common):
 class TokenizeRequest(Body):
     """POST /tokenize"""
 
-    text: str
+    text: Annotated[str, Field(max_length=MOST_TEXT)]
     add_special_tokens: bool = False
 
 
@@ -174,6 +188,8 @@ def read(kind: type[_Body], body: bytes) -> _Body:
         raise _fault(kind, error) from None
     except RecursionError:
         raise invalid("the body is nested too deep") from None
+    for name in found.model_extra or ():
+        raise _unknown(kind, name)
     if isinstance(found, Common):
         _refuse_unsupported(found)
     return found
@@ -186,13 +202,15 @@ def _fault(kind: type[BaseModel], error: ValidationError) -> ApiError:
     path = ".".join(str(part) for part in fault["loc"] if not str(part).startswith(("list[", "function-")))
     if fault["type"] == "json_invalid":
         return invalid(f"the body is no JSON: {fault['msg']}")
-    if fault["type"] == "extra_forbidden":
-        from difflib import get_close_matches
-
-        near = get_close_matches(path, kind.model_fields, n=1)
-        hint = f"; did you mean '{near[0]}'?" if near else ""
-        return invalid(f"unknown field '{path}'{hint}", path[:200], "unknown_parameter")
     return invalid(f"{path or 'the body'}: {fault['msg']}", path[:200] or None)
+
+
+def _unknown(kind: type[BaseModel], name: str) -> ApiError:
+    from difflib import get_close_matches
+
+    near = get_close_matches(name[:200], kind.model_fields, n=1)
+    hint = f"; did you mean '{near[0]}'?" if near else ""
+    return invalid(f"unknown field '{name[:200]}'{hint}", name[:200], "unknown_parameter")
 
 
 def _refuse_unsupported(body: Common) -> None:

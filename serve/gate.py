@@ -15,7 +15,7 @@ import time
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
 
-from serve.errors import ApiError
+from serve.errors import ApiError, invalid
 from serve.settings import Network
 from serve.state import State
 
@@ -28,11 +28,15 @@ GUARDED = ("/v1/", "/metrics", "/tokenize", "/docs", "/openapi.json")
 """Paths that want the API key. The others are the page and /health, which say nothing about anybody's text."""
 
 
+SHARE = "acorn.share"
+"""Where in the scope of a request its `Share` is."""
+
+
 class Gate:
     """ASGI middleware, and so the application as a server sees it.
 
     Requests answered at once, running and waiting ones together, are as many as the settings have rows and places to
-    wait.
+    wait. Whoever asks for several answers takes further places once its body is read (`serve.routes`).
     """
 
     def __init__(self, app: App, network: Network, state: State) -> None:
@@ -60,8 +64,9 @@ class Gate:
             except ApiError as error:
                 await error.response()(scope, receive, watch)
         finally:
-            path = scope["path"] if scope["path"].startswith(("/v1/chat/completions", "/v1/completions")) else "other"
-            self._metrics.requests.labels(path[:32], status).inc()
+            # No other path may become a label: clients would fill the memory with them.
+            path = scope["path"] if scope["path"] in ("/v1/chat/completions", "/v1/completions") else "other"
+            self._metrics.requests.labels(path, status).inc()
             if path != "other":
                 self._metrics.whole.observe(time.perf_counter() - started)
 
@@ -74,18 +79,11 @@ class Gate:
             await self._app(scope, receive, send)
             return
         self._check_type(headers)
-        settings = self.state.supervisor.settings
-        if self.state.admitted >= (places := settings.rows + settings.max_waiting):
-            raise ApiError(
-                429, f"all {places} places for running and waiting requests are taken; try again in a second"
-            )
-        self.state.admitted += 1
-        try:
-            with _Share(self.state, self._network.all_bodies) as share:
-                body = await self._body(headers, receive, share)
-                await self._app(scope, _again(body, receive), send)
-        finally:
-            self.state.admitted -= 1
+        with Share(self.state, self._network.all_bodies) as share:
+            share.admit(1)
+            body = await self._body(headers, receive, share)
+            scope[SHARE] = share
+            await self._app(scope, _again(body, receive), send)
 
     def _check_host(self, host: str) -> None:
         if self._loopback and host and not is_loopback(_name(host)):
@@ -101,7 +99,7 @@ class Gate:
         if kind != "application/json":
             raise ApiError(415, f"the content type is '{kind[:100]}'; send JSON as 'Content-Type: application/json'")
 
-    async def _body(self, headers: dict[bytes, str], receive: Receive, share: _Share) -> bytes:
+    async def _body(self, headers: dict[bytes, str], receive: Receive, share: Share) -> bytes:
         most = self._network.max_body
         declared = headers.get(b"content-length", "0")
         if declared.isdigit() and int(declared) > most:
@@ -130,17 +128,29 @@ def _name(host: str) -> str:
     return host.split(":")[0]
 
 
-class _Share:
-    """The bytes of one body, among `most` of all requests."""
+class Share:
+    """What one request takes of the server: places, and the bytes of its body among `most` of all requests."""
 
     def __init__(self, state: State, most: int) -> None:
-        self._state, self._most, self._bytes = state, most, 0
+        self._state, self._most, self._bytes, self._places = state, most, 0, 0
 
-    def __enter__(self) -> _Share:
+    def __enter__(self) -> Share:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._state.held -= self._bytes
+        self._state.admitted -= self._places
+
+    def admit(self, count: int) -> None:
+        """Take places for `count` answers. Raises ApiError: 400 for more than there are, 429 if they are not free."""
+        settings = self._state.supervisor.settings
+        places = settings.rows + settings.max_waiting
+        if self._places + count > places:
+            raise invalid(f"{self._places + count} answers are asked for; this server has places for {places}", "n")
+        if self._state.admitted + count > places:
+            raise ApiError(429, f"the {places} places for running and waiting answers are taken; try again in a second")
+        self._state.admitted += count
+        self._places += count
 
     def take(self, count: int) -> None:
         """Raises ApiError (429) where the others leave no room."""
@@ -150,7 +160,7 @@ class _Share:
         self._bytes += count
 
 
-async def _read(receive: Receive, most: int, share: _Share) -> bytes:
+async def _read(receive: Receive, most: int, share: Share) -> bytes:
     body = bytearray()
     while True:
         event = await receive()

@@ -112,22 +112,33 @@ def bind(network: Network) -> socket.socket:
     try:
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind((network.host, network.port))
-    except OSError as error:
+    except (OSError, OverflowError) as error:  # a port beyond 65535 is the latter
         bound.close()
         raise ValueError(
-            f"cannot serve at {network.host}:{network.port}: {error.strerror}; take another --port"
+            f"cannot serve at {network.host}:{network.port}: {getattr(error, 'strerror', error)}; take another --port"
         ) from None
     return bound
 
 
+def listen(bound: socket.socket, backlog: int) -> None:
+    """Raises ValueError where another has come to listen there while the model was loaded."""
+    try:
+        bound.listen(backlog)
+    except OSError as error:
+        host, port = bound.getsockname()[:2]
+        raise ValueError(f"cannot serve at {host}:{port}: {error.strerror}; take another --port") from None
+
+
 async def serve(app: Gate, network: Network, bound: socket.socket, on_ready: Callable[[Server], None]) -> None:
     """Load the model, then answer until told to end: by a signal, or by `should_exit` of the server that `on_ready` is
-    given. Raises `serve.supervisor.WorkerDied` if the model cannot be loaded.
+    given. Raises
+    `serve.supervisor.WorkerDied` if the model cannot be loaded, ValueError if the address is taken by then.
     """
     supervisor = app.state.supervisor
     server = make_server(app, network)
     try:
         await supervisor.start()
+        listen(bound, server.config.backlog)
         on_ready(server)
         await server.serve(sockets=[bound])
     finally:

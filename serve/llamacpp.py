@@ -1,9 +1,12 @@
 """The backend for GGUF files: llama.cpp's server in the worker process, one slot for each row.
 
-A piece of work gets the free slot that holds most of its prompt, so a conversation goes on where its cache is. What a
-slot holds is known here, not guessed by llama.cpp's similarity. Threads, one for each row, read the streamed answers.
-llama.cpp makes the text itself: a stream has no ids for the first tokens of a character of several tokens, so such
-tokens are counted and their text is there, but they have no log-probability.
+A piece of work gets the free slot that holds most of its prompt, so a conversation goes on where its cache is; one that
+shares with each slot less than half of either (how every chat begins) gets the one that was used longest ago instead of
+overwriting another's conversation. What a slot holds is known here, not guessed by llama.cpp's similarity.
+
+Threads, one for each row, read the streamed answers. llama.cpp makes the text itself: a stream has no ids for the first
+tokens of a character of several tokens, so such tokens are counted and their text is there, but they have no
+log-probability.
 """
 
 from __future__ import annotations
@@ -55,7 +58,7 @@ class LlamaBackend:
         )
         self._vocab, _ = self._server.facts()
         self._held = [np.zeros(0, np.int64) for _ in range(settings.rows)]  # the ids in each slot's cache
-        self._free = set(range(settings.rows))
+        self._free = list(range(settings.rows))  # by when they were used, the longest ago first
         self._work: dict[int, _Running] = {}
         self._waiting: deque[_Running] = deque()
         self._handles = 0
@@ -137,9 +140,15 @@ class LlamaBackend:
         """Give free slots to those who wait, in their order. Call with the lock held."""
         while self._free and self._waiting:
             running = self._waiting.popleft()
-            slot = max(self._free, key=lambda one: common_prefix(running.ids, self._held[one]))
+            slot = self._best(running.ids)
             self._free.remove(slot)
             threading.Thread(target=self._run, args=(running, slot), daemon=True).start()
+
+    def _best(self, ids: np.ndarray) -> int:
+        """The free slot to run `ids` in."""
+        shared = {slot: common_prefix(ids, self._held[slot]) for slot in self._free}
+        own = [slot for slot, tokens in shared.items() if tokens and 2 * tokens >= min(len(ids), len(self._held[slot]))]
+        return max(own, key=shared.__getitem__) if own else self._free[0]
 
     def _run(self, running: _Running, slot: int) -> None:
         """One piece of work, in a thread of its own."""
@@ -195,7 +204,7 @@ class LlamaBackend:
         with self._lock:
             held = [*running.work.ids, *running.drawn[:-1]] if known else []
             self._held[slot] = np.asarray(held, np.int64)
-            self._free.add(slot)
+            self._free.append(slot)
             self._assign()
         os.write(self._ring, b"!")
 

@@ -104,7 +104,7 @@ def settle(settings: Settings, tree: KVTree, reserve: int = 0) -> Settings:
     eight = max(one, _seconds(lambda: _decode(tree, prefixes)) / STEPS)
     settings = _memory(settings, tree, reserve)
     settings = _chunk(settings, tree, per_token)
-    return replace(_rows(settings, one, eight), unsettled=())
+    return replace(_rows(settings, one, eight, per_token), unsettled=())
 
 
 def _memory(settings: Settings, tree: KVTree, reserve: int) -> Settings:
@@ -143,11 +143,15 @@ def _chunk(settings: Settings, tree: KVTree, per_token: float) -> Settings:
     return _with(settings, "chunk", chunk, f"{rate}: others wait for {chunk * per_token * 1000:.0f} ms at most")
 
 
-def _rows(settings: Settings, one: float, eight: float) -> Settings:
-    """Step times are taken as a line through those of one row and of eight."""
+def _rows(settings: Settings, one: float, eight: float, per_token: float) -> Settings:
+    """Step times are taken as a line through those of one row and of eight.
+
+    A row more costs at least what a token more of a prompt does. Without that, one slow measurement of a single row (a
+    busy machine) would make rows free, and a server of a large model promise steps that it cannot take.
+    """
     if "rows" not in settings.unsettled:
         return settings
-    slope = max((eight - one) / 7, 1e-9)
+    slope = max((eight - one) / 7, per_token)
     by_time = int(max(1, (max(STALL, 2 * one) - one) / slope + 1))
     by_memory = max(1, settings.kv_tokens // min(settings.context, ROW))
     rows = min(max(ROWS[0], 1 << (min(by_time, ROWS[1]).bit_length() - 1)), by_memory)

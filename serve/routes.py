@@ -27,6 +27,7 @@ from serve.answers import (
 from serve.bodies import ChatRequest, Common, CompletionRequest, TokenizeRequest, read
 from serve.chat import Job
 from serve.errors import ApiError, invalid
+from serve.gate import SHARE
 from serve.generate import Generation, Piece
 from serve.state import State
 from serve.supervisor import Refused, WorkerDied
@@ -43,6 +44,7 @@ FAULTS: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorAnswer, "description": "No room for one more request; Retry-After says when to come again"},
     503: {"model": ErrorAnswer, "description": "The model's process ended and is being started again"},
 }
+_METHODS = ["GET", "POST", "PUT", "PATCH", "DELETE"]
 _GET: dict[int | str, dict[str, Any]] = {status: FAULTS[status] for status in (401, 403)}
 
 
@@ -87,13 +89,15 @@ def make_router(state: State) -> APIRouter:
         return _card(state, _known(state, name))
 
     @router.post("/tokenize", response_model=Tokens, **_post(TokenizeRequest))
-    async def tokenize(request: Request) -> Any:
+    async def tokenize(request: Request) -> Response:
         """Token ids of a text."""
         body = read(TokenizeRequest, await request.body())
         tokenizer = state.reader.tokenizer
         encode = tokenizer.encode_document if body.add_special_tokens else tokenizer.encode
-        ids = np.frombuffer(await asyncio.to_thread(encode, body.text, False), np.uint32).tolist()
-        return {"ids": ids, "count": len(ids)}
+        ids = np.frombuffer(await asyncio.to_thread(encode, body.text, False), np.uint32)
+        # As it is: the framework would check a million ids one by one.
+        answer = orjson.dumps({"ids": ids, "count": len(ids)}, option=orjson.OPT_SERIALIZE_NUMPY)
+        return Response(answer, media_type="application/json")
 
     @router.get("/health", response_model=Health, responses={403: FAULTS[403], 503: {"model": Health}})
     async def health() -> Response:
@@ -106,6 +110,11 @@ def make_router(state: State) -> APIRouter:
         """Prometheus' text form."""
         text = state.metrics.render(state.supervisor, state.admitted)
         return Response(text, media_type="text/plain")
+
+    @router.api_route("/v1/{path:path}", methods=_METHODS, include_in_schema=False)
+    async def nothing(request: Request) -> Response:
+        """The rest of OpenAI's API. Without this the page's folder would answer that its files cannot be posted to."""
+        raise ApiError(404, f"there is no {request.method} {request.url.path[:200]} here; /openapi.json says what is")
 
     return router
 
@@ -131,6 +140,7 @@ async def _answer(state: State, request: Request, body: Common, job: Job, writer
     """Generate, whole or streamed; what fails before the first token is an HTTP error in both."""
     if body.stream_options is not None and not body.stream:
         raise invalid("stream_options needs stream: true", "stream_options")
+    request.scope[SHARE].admit(len(job.prompts) * job.n - 1)
     generation = Generation(job, state.supervisor, state.reader.tokenizer, state.metrics)
     pieces = generation.pieces()
     try:

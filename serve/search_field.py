@@ -75,7 +75,7 @@ def read_search(field: Mapping[str, Any], max_tokens: int | None, offer: Offer, 
     Raises ValueError, with the nearest name for a misspelt one, for whatever cannot be searched.
     """
     method = field.get("method", METHOD)
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"search.method: there is no '{str(method)[:100]}'{nearest(str(method), METHODS)}")
     entry = METHODS[method]
     own = set(entry.options.model_fields) - {"name", "label"}

@@ -18,7 +18,7 @@ class State:
     names: list[str]
     """Under which the model is asked for; the first is the one that is told."""
     admitted: int = 0
-    """Requests now being answered."""
+    """Answers now being made, or waiting to be."""
     held: int = 0
     """Bytes of their bodies."""
     started: int = field(default_factory=lambda: int(time.time()))

@@ -54,7 +54,7 @@ class ChatTemplate:
             return self._template.render(
                 messages=turns, tools=tools or None, documents=None, add_generation_prompt=True, **self._names
             )
-        except (TemplateError, TypeError, ValueError, KeyError, AttributeError, IndexError) as error:
+        except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise TemplateRefused(f"the model's chat template refuses these messages: {error}") from error
 
 

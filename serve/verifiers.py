@@ -34,21 +34,21 @@ class Verifiers:
             if self._settings.verifier is None:
                 raise ValueError("search.verifier: none was trained for this model; name one")
             return self._settings.verifier
-        from registry import Registry, UnknownArtifact
+        from registry import Registry, RegistryError
 
         if self._settings.home is None:
             raise ValueError("search.verifier: this server has no registry to look one up; leave it out")
         registry = Registry(self._settings.home)
         try:
             artifact = registry.get(ref)
-        except UnknownArtifact as error:
+        except RegistryError as error:
             raise ValueError(f"search.verifier: {error}") from error
         if artifact.manifest.kind != "prm":
             raise ValueError(f"search.verifier: {ref} is a {artifact.manifest.kind}, not a prm; name one of that kind")
         return artifact.path
 
     def load(self, folder: Path) -> TorchVerifier:
-        """Raises ValueError for one that does not fit: this memory, or the model's tokenizer."""
+        """Raises ValueError for one that does not fit (this memory, or the model's tokenizer) or cannot be read."""
         from engine.prm import load_verifier
 
         if folder not in self._loaded:
@@ -57,13 +57,16 @@ class Verifiers:
             device = self._settings.device
             if device == "cpu" and (need := folder_size(folder).weights("float32")) > (memory := ram()).free:
                 raise ValueError(f"search.verifier needs {gb(need)}, and {memory.what} has {gb(memory.free)} free")
-            self._loaded[folder] = load_verifier(
-                folder,
-                policy_tokenizer=self._tokenizer,
-                step_delimiter=None,
-                device=device,
-                dtype="float32" if device == "cpu" else None,
-            )
+            try:
+                self._loaded[folder] = load_verifier(
+                    folder,
+                    policy_tokenizer=self._tokenizer,
+                    step_delimiter=None,
+                    device=device,
+                    dtype="float32" if device == "cpu" else None,
+                )
+            except (OSError, RuntimeError) as error:  # of this search alone: the others run on
+                raise ValueError(f"search.verifier cannot be loaded: {error}") from error
         self._loaded.move_to_end(folder)
         return self._loaded[folder]
 

@@ -48,6 +48,8 @@ LLAMA_CONTEXT, LLAMA_ROWS = 8192, 8
 """llama.cpp takes rows x context positions at once and for good, so neither is larger than most conversations need."""
 SETTLED = ("dtype", "context", "kv_tokens", "chunk", "rows", "threads", "max_waiting")
 """By the worker of a model folder (`serve.probe`), unless fixed; vLLM settles its cache alone."""
+UNTIMED = "not timed yet"
+"""Why a field has its careful value until the worker settles it."""
 FIELDS = ("engine", "device", "dtype", "context", "kv_tokens", "chunk", "rows", "threads", "max_waiting")
 
 
@@ -124,7 +126,8 @@ class _Choice:
         """The value of a field: what was wished for, else `value`."""
         if (wished := getattr(self.wishes, name, None)) is not None:
             self.fixed.append(name)
-            value, why = wished, f"fixed by --{name.replace('_', '-')}; else {value}: {why}"
+            without = "the worker would time it" if why == UNTIMED else f"{value}: {why}"
+            value, why = wished, f"fixed by --{name.replace('_', '-')}; else {without}"
         self.reasons[name] = why
         return value
 
@@ -152,7 +155,7 @@ def _torch(choice: _Choice, folder: Path, verifier: Path | None) -> Settings:
     if engine == "vllm":
         chunk = choice.of("chunk", VLLM_CHUNK, "tokens of one vLLM step, prompts and rows together; vLLM's own default")
     else:
-        chunk = choice.of("chunk", 512 if gpu else 128, "not timed yet")
+        chunk = choice.of("chunk", 512 if gpu else 128, UNTIMED)
     threads, source = machine.cores
     settings = Settings(
         model=folder,
@@ -193,7 +196,7 @@ def _cache(
     if context > kv_tokens:
         raise ValueError(f"--context {context} is more than the {kv_tokens} tokens of the key-value cache; give less")
     rows = max(1, min(VLLM_ROWS if vllm else 64, kv_tokens // min(context, ROW)))
-    why = f"vLLM's own, where the cache has {ROW} tokens for each" if vllm else "not timed yet"
+    why = f"vLLM's own, where the cache has {ROW} tokens for each" if vllm else UNTIMED
     return kv_tokens, context, choice.of("rows", rows, why)
 
 
@@ -211,7 +214,7 @@ def _dtype(size: ModelSize, room: Mapping[str, int], gpu: bool, enough: int) -> 
         return stored, "what GPUs are made for" if stored != size.dtype else "the dtype of the files"
     wide = room["float32"]
     if wide >= enough:
-        return "float32", "the dtype of the files" if size.dtype == "float32" else "not timed yet"
+        return "float32", "the dtype of the files" if size.dtype == "float32" else UNTIMED
     if room["bfloat16"] > wide:
         left = f"{max(0, wide):,} tokens of cache" if wide > 0 else "no cache at all"
         return "bfloat16", f"float32 would leave {left}"
@@ -276,7 +279,7 @@ def waiting(rows: int) -> int:
 
 
 def _waiting(choice: _Choice, rows: int) -> int:
-    return int(choice.of("max_waiting", waiting(rows), "two rounds of all rows; one more is answered 429"))
+    return int(choice.of("max_waiting", waiting(rows), "two rounds of all rows, at least 16; one more is answered 429"))
 
 
 def _engine_reason(gpu: bool, vllm: bool) -> str:

@@ -225,6 +225,11 @@ def test_an_unsupported_schema_is_refused_by_name(grammars: Grammars, schema: An
             refuse(schema)
 
 
+def test_a_schema_that_no_text_satisfies_is_refused(grammars: Grammars) -> None:
+    with pytest.raises(ValueError, match="no text satisfies it"):
+        grammars.json_schema({"$ref": "#"})
+
+
 def test_a_step_of_cents_is_no_large_schema(grammars: Grammars, spelling: Any) -> None:
     grammar = grammars.json_schema({"type": "number", "minimum": 0, "maximum": 9, "multipleOf": 0.01})
     assert grammar.start().mask() is not None

@@ -88,6 +88,16 @@ def test_the_second_turn_finds_its_slot_and_who_opts_out_finds_none(llama: Runni
     assert chat(llama, messages=secret).usage.prompt_tokens_details.cached_tokens < 16
 
 
+def test_a_new_conversation_that_begins_alike_leaves_the_others_their_slots(llama: Running) -> None:
+    system = {"role": "system", "content": "You answer."}
+    first, second = ([system, {"role": "user", "content": f"{name} has many keys. " * 8}] for name in ("Tom", "Mia"))
+    asked = chat(llama, messages=first)
+    chat(llama, messages=second)
+    more = [*first, {"role": "assistant", "content": asked.choices[0].message.content}]
+    again = chat(llama, messages=[*more, {"role": "user", "content": "?"}]).usage
+    assert again.prompt_tokens_details.cached_tokens >= asked.usage.prompt_tokens
+
+
 def test_more_requests_than_slots_take_turns_and_a_client_that_leaves_frees_its_own(llama: Running) -> None:
     answer = chat(llama, n=5, temperature=1, seed=1)
     assert len({choice.message.content for choice in answer.choices}) == 5

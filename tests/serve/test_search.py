@@ -46,6 +46,7 @@ def test_what_is_not_said_is_the_default() -> None:
     [
         ({"method": "dtvs"}, "did you mean 'dvts'"),
         ({"method": 7}, "there is no '7'"),
+        ({"method": ["dvts"]}, "there is no"),
         ({"method": "dvts", "widht": 2}, "did you mean 'width'"),
         ({"method": "majority", "width": 2}, "majority has no option 'width'"),
         ({"method": "dvts", "name": "beam"}, "no option 'name'"),

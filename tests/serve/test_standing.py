@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import random
 import signal
@@ -19,10 +20,14 @@ from typing import Any
 import httpx
 import pytest
 from openai import APIError, InternalServerError
+from pydantic import ValidationError
 
 from acorn.launch import StepFailed
 from benchmarks.serve_fuzz import bombard, make_shot
+from serve.bodies import ChatRequest, Common, CompletionRequest, read
 from serve.command import network_of
+from serve.errors import ApiError
+from serve.http import bind, listen
 from serve.settings import Network
 from serve.supervisor import WorkerDied
 from tests.serve.servers import NAME, Running, running, settings_of
@@ -98,6 +103,57 @@ def test_bodies_of_all_requests_together_are_bounded(guarded: Running) -> None:
         guarded.app.state.held -= guarded.network.all_bodies - 1_000
     assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
     assert guarded.app.state.held == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (CompletionRequest, {"prompt": [{}] * 10_000}),
+        (CompletionRequest, {"prompt": "a", "stop": [0] * 10_000}),
+        (CompletionRequest, {"prompt": "a", "logit_bias": dict.fromkeys(map(str, range(10_000)), "x")}),
+        (ChatRequest, {"messages": [0] * 10_000}),
+        (ChatRequest, {"messages": [{"role": "user", "content": [0] * 10_000}]}),
+        (ChatRequest, {"messages": ASK, "tools": [0] * 10_000}),
+        (ChatRequest, {"messages": ASK} | dict.fromkeys(map(str, range(10_000)), 1)),
+    ],
+)
+def test_a_body_full_of_faults_is_refused_at_the_first_few(kind: type[Common], body: dict[str, Any]) -> None:
+    """8 MB of them, each reported, were minutes and gigabytes."""
+    text = json.dumps(body)
+    with pytest.raises(ApiError):
+        read(kind, text.encode())
+    try:
+        kind.model_validate_json(text)
+    except ValidationError as error:
+        assert error.error_count() < 10
+
+
+def test_several_answers_take_several_places(guarded: Running) -> None:
+    two = guarded.post("/v1/completions", {"prompt": "So?", "n": 2, "max_tokens": 1}, headers=key(guarded))
+    assert len(two.json()["choices"]) == 2
+    three = guarded.post("/v1/completions", {"prompt": "So?", "n": 3, "max_tokens": 1}, headers=key(guarded))
+    assert three.status_code == 400
+    assert "places for 2" in three.json()["error"]["message"]
+    guarded.app.state.admitted += 1
+    try:
+        refused = guarded.post("/v1/completions", {"prompt": "So?", "n": 2, "max_tokens": 1}, headers=key(guarded))
+    finally:
+        guarded.app.state.admitted -= 1
+    assert (refused.status_code, refused.headers["Retry-After"]) == (429, "1")
+    assert guarded.app.state.admitted == 0
+
+
+def test_an_address_that_is_taken_is_refused_before_and_after_the_model_is_loaded() -> None:
+    ours = bind(Network(port=0))
+    port = ours.getsockname()[1]
+    with ours, bind(Network(port=port)) as other:  # neither listens yet
+        listen(other, 10)
+        with pytest.raises(ValueError, match=f"127.0.0.1:{port}.*in use; take another --port"):
+            listen(ours, 10)
+        with pytest.raises(ValueError, match="in use"):
+            bind(Network(port=port))
+    with pytest.raises(ValueError, match="take another --port"):
+        bind(Network(port=70_000))
 
 
 def test_clients_that_send_or_read_too_slowly_are_let_go(guarded: Running) -> None:
@@ -198,6 +254,12 @@ def test_figures_for_prometheus_count_what_was_done(served: Running) -> None:
         assert name in text
     assert 'acorn_requests_total{path="/v1/completions",status="200"}' in text
     assert 'acorn_engine{figure="generated_tokens"}' in text
+
+
+def test_paths_of_strangers_become_no_figures(served: Running) -> None:
+    missing = served.post("/v1/completions/abc", {"prompt": "Tom"})
+    assert (missing.status_code, missing.json()["error"]["type"]) == (404, "not_found_error")
+    assert "completions/abc" not in httpx.get(f"{served.url}/metrics").text
 
 
 def test_no_fuzzed_request_is_answered_5xx(served: Running) -> None:

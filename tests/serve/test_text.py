@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -78,6 +80,36 @@ def test_a_request_that_opts_out_leaves_nothing_kept(tokenizer: TextTokenizer) -
     secret = "a sentence that nobody else has sent"
     tokenizer.encode(secret, cache=False)
     assert tokenizer.new_characters(secret) == len(secret)
+
+
+def test_what_is_kept_is_bounded_however_short_the_segments_are(
+    tokenizer: TextTokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("serve.tokenizer.KEPT_BYTES", 5_000)
+    for number in range(100):
+        tokenizer.encode(f"{number}<|im_end|>")
+    assert 1 <= len(tokenizer._kept) <= 5_000 // 250
+
+
+def test_others_go_on_while_a_long_text_is_tokenised(tokenizer: TextTokenizer) -> None:
+    begun, ended, turns = threading.Event(), threading.Event(), []
+
+    def count() -> None:
+        while not ended.is_set():
+            if begun.is_set():
+                turns.append(1)
+            time.sleep(0)
+
+    other = threading.Thread(target=count)
+    other.start()
+    try:
+        begun.set()
+        tokenizer.encode("".join(f"{number}é " for number in range(10_000)), cache=False)
+        found = len(turns)
+    finally:
+        ended.set()
+        other.join()
+    assert found > 100  # none, where tokenising holds Python's lock
 
 
 def test_every_token_has_the_bytes_that_decoding_gives(tokenizer: TextTokenizer, tiny_tokenizer: Path) -> None:

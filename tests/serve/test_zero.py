@@ -13,6 +13,7 @@ from engine.limits import Memory
 from serve.settings import Settings, Wishes
 from serve.sizes import folder_size, gguf_size
 from serve.zero import FIELDS, Machine, choose, table
+from tests.serve.servers import settings_of
 
 GB = 10**9
 LAPTOP = Machine(Memory(16 * GB, 24 * GB, "RAM"), None, (4, "the 4 cores of this process"))
@@ -123,6 +124,7 @@ def test_flags_are_followed_and_shown(tiny_model: Path) -> None:
         assert getattr(settings, name) == getattr(wishes, name)
         assert f"fixed by --{name.replace('_', '-')}" in settings.reasons[name]
         assert name not in settings.unsettled
+    assert settings.reasons["chunk"] == "fixed by --chunk; else the worker would time it"
 
 
 def test_float32_gives_way_where_it_leaves_no_cache(tmp_path: Path) -> None:
@@ -223,3 +225,12 @@ def test_the_clock_settles_what_was_left_open_and_nothing_else(tiny_model: Path)
     assert settled.chunk in [32 << power for power in range(7)] and settled.rows in [8 << power for power in range(6)]
     assert settled.kv_tokens == 256 * 1024
     assert (fixed.chunk, fixed.rows, fixed.kv_tokens, fixed.max_waiting) == (7, 3, 900, 5)
+
+
+def test_one_slow_measurement_does_not_make_rows_free(tmp_path: Path) -> None:
+    from serve.probe import ROWS, _rows
+
+    settings = settings_of(tmp_path, kv_tokens=1 << 20, unsettled=("rows", "max_waiting"))
+    noisy = _rows(settings, one=0.05, eight=0.05, per_token=0.003)
+    assert (noisy.rows, noisy.max_waiting) == (32, 64)
+    assert _rows(settings, one=0.001, eight=0.001, per_token=1e-5).rows == ROWS[1]
