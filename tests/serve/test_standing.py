@@ -220,7 +220,8 @@ def test_a_killed_worker_ends_its_requests_with_an_error_and_comes_back(guarded:
     whole.join(60)
     assert [error.status_code for error in failed] == [503]  # type: ignore[attr-defined]
     # A request that comes while the worker is away waits for it.
-    answer = client.chat.completions.create(model=NAME, messages=ASK, max_tokens=2)
+    patient = guarded.client(timeout=guarded.network.ready_seconds)
+    answer = patient.chat.completions.create(model=NAME, messages=ASK, max_tokens=2)
     assert answer.usage is not None
     assert guarded.supervisor.pid != before
     text = httpx.get(f"{guarded.url}/metrics", headers=key(guarded)).text
