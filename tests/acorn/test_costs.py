@@ -81,9 +81,9 @@ def test_more_devices_take_less_time_and_the_figures_are_the_formula_s(tmp_path:
 def test_what_cannot_be_said_is_named(tmp_path: Path) -> None:
     recipe, registry = load_recipe(str(QUICKSTART), []), Registry(tmp_path)
     rows = plan(recipe, registry)
-    in_fp32, _ = costs(recipe, registry, rows, parse("h100"))  # the model and its small sibling
+    (in_fp32,) = costs(recipe, registry, rows, parse("h100"))
     assert in_fp32.hours is None and "float32" in in_fp32.notes[0]
-    odd, _ = costs(recipe, registry, rows, parse("h100:7"))
+    (odd,) = costs(recipe, registry, rows, parse("h100:7"))
     assert odd.tokens == 0 and "cannot be shared by 7 data-parallel processes" in odd.notes[0]
     assert "vocabulary" in str(figures()["note"])
 
