@@ -33,10 +33,10 @@ from typing import Any
 
 from tqdm import tqdm
 
+from acorn.answers import Answers
 from acorn.problems import WordProblem
 from benchmarks.search_and_learn_adapter import DELIMITER, Llm, Prm, load_theirs
 from engine.interface import Engine, Sampling, Verifier
-from search.answers import Answers
 from search.budget import Budget
 from search.config import SearchConfig
 from search.intervals import interval

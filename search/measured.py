@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from search.answers import Answers
+from acorn.answers import Answers
 from search.records import SAMPLES, read
 from search.sampling import VOTES
 from search.tree import Candidate

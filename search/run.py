@@ -20,11 +20,11 @@ from typing import Any
 
 from tqdm import tqdm
 
+from acorn.answers import Answers
 from acorn.problems import WordProblem
 from acorn.stage import Job
 from acorn.tracking import Tracker
 from engine.interface import Engine, Sampling, Verifier
-from search.answers import Answers
 from search.budget import Budget
 from search.config import SearchConfig
 from search.methods import METHODS, check, check_room, search, seed_of

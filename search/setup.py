@@ -21,7 +21,7 @@ class Splitter(Protocol):
 
 
 class Reader(Protocol):
-    """What a search needs of `search.answers.Answers`."""
+    """What a search needs of `acorn.answers.Answers`."""
 
     def extract(self, text: str) -> str | None: ...
     def same(self, first: str, second: str) -> bool: ...

@@ -14,8 +14,8 @@ from rich.table import Table
 from rich.text import Text
 from rich.tree import Tree
 
+from acorn.answers import Answers
 from engine.interface import Sampling
-from search.answers import Answers
 from search.budget import Budget, Spent
 from search.config import SamplingConfig
 from search.methods import METHODS, search, seed_of

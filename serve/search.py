@@ -18,9 +18,9 @@ from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Protocol
 
+from acorn.answers import Answers
 from engine.interface import Finish, StepOut, Verifier
 from engine.requests import Event, Request
-from search.answers import Answers
 from search.budget import Budget, Spent
 from search.methods import METHODS, begin
 from search.scheduler import Extend, Open, Search, Step

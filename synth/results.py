@@ -1,22 +1,11 @@
-"""What a solution comes to, and the way it took: extracted, compared, and told apart from other ways."""
+"""What a solution comes to, and the way it took: extracted, and told apart from other ways."""
 
 from __future__ import annotations
 
 import ast
 import builtins
-import json
 import re
-import selectors
-import subprocess
-import sys
-from pathlib import Path
-from types import TracebackType
-from typing import Self
 
-from acorn.problems import parse_number
-
-_WORKER = Path(__file__).with_name("latex.py")
-_START_SECONDS = 120.0
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
 _HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 _TOKENS = re.compile(r"\\[a-zA-Z]+|\d+(?:[.,]\d+)*|[a-zA-Z]+|[-+*/=^()<>{}]")
@@ -100,53 +89,3 @@ def path_of_code(code: str) -> str:
         return ast.dump(_Renamed().visit(ast.parse(code)))
     except RecursionError:
         return code
-
-
-class Results:
-    """Compares results by value. A context manager: a process may have been started for it.
-
-    `limit`: seconds for a comparison beyond plain numbers; one that takes longer counts as different.
-    """
-
-    def __init__(self, limit: float = 5.0) -> None:
-        self._limit = limit
-        self._process: subprocess.Popen[str] | None = None
-
-    def same(self, gold: str, result: str) -> bool:
-        try:
-            return parse_number(gold) == parse_number(result)
-        except ValueError:
-            return gold == result or self._ask(gold, result)
-
-    def _ask(self, gold: str, result: str) -> bool:
-        if self._process is None:
-            self._process = subprocess.Popen(
-                [sys.executable, "-P", str(_WORKER)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-            )
-            if self._read(_START_SECONDS) != "ready\n":
-                raise RuntimeError("math-verify does not start: pip install 'math-verify[antlr4_13_2]'")
-        assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps([gold, result]) + "\n")
-        self._process.stdin.flush()
-        reply = self._read(self._limit)
-        if not reply:  # too slow, or the process died of it: the next comparison gets a new one
-            self.close()
-        return reply == "true\n"
-
-    def _read(self, seconds: float) -> str | None:
-        assert self._process is not None and self._process.stdout is not None
-        with selectors.DefaultSelector() as ready:
-            ready.register(self._process.stdout, selectors.EVENT_READ)
-            return self._process.stdout.readline() if ready.select(seconds) else None
-
-    def close(self) -> None:
-        if self._process is not None:
-            self._process.kill()
-            self._process.communicate()
-            self._process = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        self.close()

@@ -7,16 +7,17 @@ twice. A wrong way to a right result passes: only `equations` looks at what is b
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from random import Random
 from typing import Any
 
+from acorn.answers import Answers
 from acorn.stage import Job
 from synth.curate import load_problems
 from synth.making import Task, make, provenance, readable
 from synth.making_config import VerifiedConfig
-from synth.results import Results, code_of, path_of, path_of_code, result_of
+from synth.results import code_of, path_of, path_of_code, result_of
 from synth.sandbox import run_all
 from synth.shards import Row, read_jsonl
 from synth.verify import reason_to_reject
@@ -45,8 +46,8 @@ def run(job: Job) -> dict[str, float]:
 def judge(answers: list[Row], tasks: dict[str, Row], config: VerifiedConfig) -> list[Row]:
     """The answers with their `verdict`: None where right, else the reason."""
     if config.check != "code":
-        with Results() as results:
-            return [row | {"verdict": _verdict(row, tasks[row["id"]], config, results)} for row in answers]
+        with Answers() as answered:
+            return [row | {"verdict": _verdict(row, tasks[row["id"]], config, answered.same)} for row in answers]
     reasons: list[str | None] = [readable(row) for row in answers]
     codes = [None if reason else code_of(row["text"]) for row, reason in zip(answers, reasons, strict=True)]
     run = [index for index, code in enumerate(codes) if code is not None]
@@ -59,7 +60,7 @@ def judge(answers: list[Row], tasks: dict[str, Row], config: VerifiedConfig) -> 
     return judged
 
 
-def _verdict(answer: Row, task: Row, config: VerifiedConfig, results: Results) -> str | None:
+def _verdict(answer: Row, task: Row, config: VerifiedConfig, same: Callable[[str, str], bool]) -> str | None:
     if reason := readable(answer):
         return reason
     text, gold = str(answer["text"]), str(task["answer"])
@@ -68,7 +69,7 @@ def _verdict(answer: Row, task: Row, config: VerifiedConfig, results: Results) -
     result = result_of(text)
     if result is None:
         return "no_answer"
-    return None if results.same(gold, result) else "wrong_answer"
+    return None if same(gold, result) else "wrong_answer"
 
 
 def _prompts(job: Job, config: VerifiedConfig) -> list[Row]:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from search.answers import Answers
+from acorn.answers import Answers
 
 
 @pytest.fixture(scope="module")

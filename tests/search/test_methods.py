@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from acorn.answers import Answers
 from engine.fake import Tree
 from engine.interface import StepOut
 from engine.rules import uniform
 from search.adaptive import leads_all, leads_second
-from search.answers import Answers
 from search.budget import Budget
 from search.confidence import lowest_group, passing
 from search.methods import METHODS

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from acorn.answers import Answers
 from engine.fake import FakeEngine, FakeVerifier, Next, Tree
 from engine.interface import Sampling, StepOut
-from search.answers import Answers
 from search.budget import Budget
 from search.methods import search
 from search.options import Options

@@ -99,9 +99,9 @@ def deltas_of(backend: Any, *handles: int) -> dict[int, list[Delta]]:
 
 def offline(backend: Any, options: Any, seed: int) -> Any:
     """The same search by `search.methods`, on engines of its own."""
+    from acorn.answers import Answers
     from engine.prm import load_verifier
     from engine.torch import TorchEngine
-    from search.answers import Answers
     from search.budget import Budget
     from search.methods import search
     from search.run import load_tokenizer

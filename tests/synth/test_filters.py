@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import synth.jail
+from acorn.answers import Answers
 from synth.budget import affordable, within_tokens
 from synth.conditions import KINDS, broken, draw, say
 from synth.config import Budget
@@ -24,7 +25,7 @@ from synth.jail import BROKEN, UNSAFE
 from synth.language import language_of
 from synth.making_config import RewriteConfig, Sandbox, SummariseConfig
 from synth.rating import Rating, read_tags, reason_of
-from synth.results import Results, code_of, path_of, path_of_code, result_of
+from synth.results import code_of, path_of, path_of_code, result_of
 from synth.sandbox import Verdict, run_all, run_tests
 from synth.texts import rewrite_reason, summary_reason
 from tests.synth.worlds import problem, write_corpus
@@ -215,7 +216,7 @@ def test_results_are_compared_by_value() -> None:
     assert result_of(r"So \boxed{\frac{1}{2}} and #### 3") == r"\frac{1}{2}"
     assert result_of("The end\n#### 1,200") == "1,200"
     assert result_of("nothing") is None and result_of(r"\boxed{1") is None
-    with Results() as results:
+    with Answers() as results:
         assert results.same("1200", "1,200.0")
         assert results.same(r"\frac{1}{2}", "0.5")
         assert not results.same(r"\frac{1}{2}", r"\frac{1}{3}")
@@ -228,8 +229,8 @@ def test_what_kills_the_comparing_process_is_different_and_the_next_gets_a_new_o
     (tmp_path / "worker.py").write_text(
         "print('ready', flush=True)\nif 'fatal' not in input():\n    print('true', flush=True)\n    input()\n"
     )
-    monkeypatch.setattr("synth.results._WORKER", tmp_path / "worker.py")
-    with Results() as results:
+    monkeypatch.setattr("acorn.answers._WORKER", tmp_path / "worker.py")
+    with Answers() as results:
         assert [results.same("x", "fatal"), results.same("x", "y")] == [False, True]
 
 

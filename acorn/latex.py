@@ -1,6 +1,6 @@
 """The process that compares answers with math-verify: a line `["gold", "answer"]` in, `true` or `false` out.
 
-`search.answers` starts it and kills it when an answer takes too long, so the limits of math-verify 0.5 (signals) are
+`acorn.answers` starts it and kills it when an answer takes too long, so the limits of math-verify 0.5 (signals) are
 off. What math-verify cannot parse is equal to nothing.
 """
 
