@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import shutil
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +22,29 @@ from serve.settings import Network, Settings
 from serve.supervisor import Supervisor
 
 NAME = "tiny"
+PATIENCE = 300
+"""Seconds for what must come about: no machine is so slow, and a test that fails may take its time."""
+POSITIONS = 1 << 17
+"""Of an endless model. To fill them takes minutes on any machine: the work of attention grows with their square."""
+
+
+def endless_model(model: Path, folder: Path) -> Path:
+    """A copy of the tiny model whose answers at temperature 0 do not end while a test runs.
+
+    Untrained, with tied embeddings, it says the last token again and again; only the context ends that.
+    """
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"max_position_embeddings": POSITIONS}))
+    return folder
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for what stays once it has come about."""
+    deadline = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < deadline, "it never came about"
+        time.sleep(0.02)
 
 
 def settings_of(model: Path, **changed: Any) -> Settings:
@@ -63,7 +89,7 @@ class Running:
     def stop(self) -> None:
         if self._server is not None:
             self._server.should_exit = True
-        self._thread.join(30)
+        self._thread.join(PATIENCE)
         assert not self._thread.is_alive()
 
     @property
@@ -71,11 +97,14 @@ class Running:
         return self.app.state.supervisor
 
     def client(self, **options: Any) -> OpenAI:
-        options = {"api_key": self.network.api_key or "none", "max_retries": 0, "timeout": 60, **options}
+        options = {"api_key": self.network.api_key or "none", "max_retries": 0, "timeout": PATIENCE, **options}
         return OpenAI(base_url=f"{self.url}/v1", **options)
 
+    def get(self, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url + path, timeout=PATIENCE, **options)
+
     def post(self, path: str, body: Any, **options: Any) -> httpx.Response:
-        return httpx.post(self.url + path, json=body, timeout=60, **options)
+        return httpx.post(self.url + path, json=body, timeout=PATIENCE, **options)
 
     def _run(self) -> None:
         try:

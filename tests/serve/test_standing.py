@@ -13,7 +13,8 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,25 +31,58 @@ from serve.errors import ApiError
 from serve.http import bind, listen
 from serve.settings import Network
 from serve.supervisor import WorkerDied
-from tests.serve.servers import NAME, Running, running, settings_of
+from tests.serve.servers import NAME, PATIENCE, POSITIONS, Running, endless_model, running, settings_of, until
 
 ASK = [{"role": "user", "content": "So?"}]
-LONG = {"model": NAME, "messages": ASK, "max_tokens": 900, "temperature": 2.0, "seed": 1, "stream": True}
+ENDLESS = {"model": NAME, "messages": ASK, "max_tokens": POSITIONS // 2, "temperature": 0}
+"""To the guarded server: what runs until it is cancelled, on the fastest machine too."""
 
 
 @pytest.fixture(scope="module")
-def guarded(tiny_model: Path) -> Iterator[Running]:
-    """One row, one place to wait, a key, and little patience; its worker may be killed."""
-    network = Network(port=0, api_key="secret", max_body=20_000, body_seconds=1.0, write_seconds=1.0)
-    with running(settings_of(tiny_model, rows=1, max_waiting=1), network) as server:
+def guarded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """One row, one place to wait, a key, and a model that goes on and on; its worker may be killed."""
+    network = Network(port=0, api_key="secret", max_body=20_000)
+    model = endless_model(tiny_model, tmp_path_factory.mktemp("guarded") / "model")
+    sizes = {"context": POSITIONS, "kv_tokens": POSITIONS + 8192, "rows": 1, "max_waiting": 1}
+    with running(settings_of(model, **sizes), network) as server:
         yield server
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it never came about"
-        time.sleep(0.02)
+@contextmanager
+def impatient(server: Running, **seconds: float) -> Iterator[None]:
+    """With other limits of time for a while: short ones cut off honest clients of a busy machine."""
+    before = {name: getattr(server.network, name) for name in seconds}
+    try:
+        for name, value in seconds.items():
+            object.__setattr__(server.network, name, value)  # frozen; it is read anew for every connection
+        yield
+    finally:
+        for name, value in before.items():
+            object.__setattr__(server.network, name, value)
+
+
+@contextmanager
+def stopped_worker(server: Running) -> Iterator[int]:
+    """The worker's pid, while it is stopped: what it runs stays as it is."""
+    pid = server.supervisor.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):  # killed, and gone
+            os.kill(pid, signal.SIGCONT)
+
+
+def connect(server: Running, content: bytes, length: int | None = None) -> socket.socket:
+    """A connection on which a completion was asked for with `content`, declared as `length` bytes."""
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.network.api_key}\r\n"
+    )
+    head += f"Content-Type: application/json\r\nContent-Length: {length or len(content)}\r\n\r\n"
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(head.encode() + content)
+    return connection
 
 
 def key(server: Running) -> dict[str, str]:
@@ -156,68 +190,65 @@ def test_an_address_that_is_taken_is_refused_before_and_after_the_model_is_loade
         bind(Network(port=70_000))
 
 
-def test_clients_that_send_or_read_too_slowly_are_let_go(guarded: Running) -> None:
-    head = b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer secret\r\n"
-    head += b"Content-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
-    for sent in (b"POST /v1/comp", head):
+def test_clients_that_send_too_slowly_are_let_go(guarded: Running) -> None:
+    with impatient(guarded, body_seconds=0.5):
         with socket.create_connection(("127.0.0.1", guarded.port)) as slow:
-            slow.sendall(sent)
-            slow.settimeout(30)
-            answer = slow.recv(1000)
-            assert answer == b"" or b" 408 " in answer.split(b"\r\n")[0]
+            slow.sendall(b"POST /v1/comp")
+            slow.settimeout(PATIENCE)
+            assert slow.recv(1000) == b""
+        with connect(guarded, b"{", length=100) as slow:
+            slow.settimeout(PATIENCE)
+            assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
     assert guarded.app.state.admitted == 0
 
 
 def test_a_client_that_leaves_frees_its_sequence(guarded: Running) -> None:
-    stream = guarded.client().chat.completions.create(**LONG)
-    next(iter(stream))
-    assert guarded.supervisor.in_flight == 1
-    stream.close()
-    until(lambda: guarded.supervisor.in_flight == 0 and guarded.app.state.admitted == 0)
-    until(lambda: guarded.supervisor.stats["running"] == 0)
-    # One that waits for a whole answer, too.
-    with pytest.raises(httpx.ReadTimeout):
-        body = {**LONG, "stream": False}
-        httpx.post(f"{guarded.url}/v1/chat/completions", json=body, headers=key(guarded), timeout=0.3)
-    until(lambda: guarded.supervisor.in_flight == 0 and guarded.supervisor.stats["running"] == 0)
+    supervisor = guarded.supervisor
+    for stream in (True, False):  # one that reads, and one that waits for a whole answer
+        with connect(guarded, json.dumps({**ENDLESS, "stream": stream}).encode()) as leaving:
+            if stream:
+                assert b" 200 " in leaving.recv(1000).split(b"\r\n")[0]
+            until(lambda: supervisor.stats["running"] == 1)
+            assert (supervisor.in_flight, guarded.app.state.admitted) == (1, 1)
+        until(lambda: supervisor.in_flight == 0 and guarded.app.state.admitted == 0)
+        until(lambda: supervisor.stats["running"] == 0)
 
 
 def test_one_request_too_many_is_429_and_says_when_to_come_again(guarded: Running) -> None:
-    streams = [guarded.client().chat.completions.create(**LONG) for _ in range(1)]
-    waiting = threading.Thread(
-        target=lambda: list(guarded.client().chat.completions.create(**{**LONG, "max_tokens": 1}))
-    )
-    waiting.start()
-    until(lambda: guarded.app.state.admitted == 2)
-    refused = guarded.post("/v1/chat/completions", {"messages": ASK}, headers=key(guarded))
-    assert refused.status_code == 429
-    assert int(refused.headers["Retry-After"]) >= 1
-    assert refused.json()["error"]["type"] == "rate_limit_error"
-    streams[0].close()
-    waiting.join(60)
+    waiting = threading.Thread(target=lambda: guarded.client().chat.completions.create(**{**ENDLESS, "max_tokens": 1}))
+    with connect(guarded, json.dumps(ENDLESS).encode()):
+        until(lambda: guarded.app.state.admitted == 1)
+        waiting.start()
+        until(lambda: guarded.app.state.admitted == 2)
+        refused = guarded.post("/v1/chat/completions", {"messages": ASK}, headers=key(guarded))
+        assert refused.status_code == 429
+        assert int(refused.headers["Retry-After"]) >= 1
+        assert refused.json()["error"]["type"] == "rate_limit_error"
+        assert waiting.is_alive()
+    waiting.join(PATIENCE)
     until(lambda: guarded.app.state.admitted == 0)
 
 
 def test_a_killed_worker_ends_its_requests_with_an_error_and_comes_back(guarded: Running) -> None:
     client, before = guarded.client(), guarded.supervisor.pid
-    stream = client.chat.completions.create(**LONG)
+    stream = client.chat.completions.create(**ENDLESS, stream=True)
     next(iter(stream))
     failed: list[Exception] = []
 
     def wait_for_whole() -> None:
         try:
-            client.chat.completions.create(**{**LONG, "stream": False})
+            client.chat.completions.create(**ENDLESS)
         except InternalServerError as error:
             failed.append(error)
 
     whole = threading.Thread(target=wait_for_whole)
-    whole.start()
-    until(lambda: guarded.supervisor.in_flight == 2)
-    assert before is not None
-    os.kill(before, signal.SIGKILL)
+    with stopped_worker(guarded) as worker:  # or it fills the stream that nobody reads meanwhile
+        whole.start()
+        until(lambda: guarded.supervisor.in_flight == 2)
+        os.kill(worker, signal.SIGKILL)
     with pytest.raises(APIError, match="process ended while this request ran"):
         list(stream)
-    whole.join(60)
+    whole.join(PATIENCE)
     assert [error.status_code for error in failed] == [503]  # type: ignore[attr-defined]
     # A request that comes while the worker is away waits for it.
     patient = guarded.client(timeout=guarded.network.ready_seconds)
