@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 
@@ -126,7 +125,7 @@ def workers(home: Path) -> list[int]:
     return found
 
 
-def wait_for(condition, seconds: float = 30.0) -> None:  # type: ignore[no-untyped-def]
+def wait_for(condition, seconds: float = 300.0) -> None:  # type: ignore[no-untyped-def]
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -141,7 +140,7 @@ def test_a_killed_run_leaves_no_worker_and_the_same_command_goes_on(tmp_path: Pa
     wait_for(lambda: workers(home))
     process.kill()
     process.wait()
-    wait_for(lambda: not workers(home), 5)
+    wait_for(lambda: not workers(home))
     assert Registry(home).artifacts() == [] and Registry(home).verify() == []
     assert kinds(run(path, home)) == ["corpus built", "tokenizer built", "tokens built"]
 
@@ -153,7 +152,7 @@ def test_an_interrupted_run_ends_its_children_and_says_how_to_go_on(tmp_path: Pa
     process = start(path, home, "--set", "corpus.documents=400000")
     wait_for(lambda: workers(home))
     os.kill(process.pid, number)
-    _, said = process.communicate(timeout=15)
+    _, said = process.communicate(timeout=300)
     assert process.returncode == code
     again = f"acorn --home {home} run {path} --set corpus.documents=400000"
     assert f"The same command goes on from here: {again}" in said
@@ -165,19 +164,17 @@ def test_a_new_attempt_waits_for_a_worker_of_the_old_one_and_clears_what_it_left
     step = load_recipe(path).steps["corpus"]
     staging = home / "staging" / resolve(step, {}, Registry(home)).key
     (staging / "scratch").mkdir(parents=True)
+    events: list[StepEvent] = []
     with (staging / "scratch" / WORKERS_LOCK).open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_SH)
 
-        def let_go() -> None:
-            wait_for((staging / "out").is_dir)
-            (staging / "out" / "left-behind").write_text("by the old worker")
-            time.sleep(0.3)
-            fcntl.flock(lock, fcntl.LOCK_UN)
+        def note(event: StepEvent) -> None:
+            events.append(event)
+            if event.kind == "waiting":
+                (staging / "out" / "left-behind").write_text("by the old worker")
+                fcntl.flock(lock, fcntl.LOCK_UN)
 
-        orphan = threading.Thread(target=let_go)
-        orphan.start()
-        events = run(path, home, selected=["corpus"])
-        orphan.join()
+        run_recipe(load_recipe(path), Registry(home), note, ["corpus"])
     assert kinds(events) == ["corpus waiting", "corpus built"]
     assert not (Registry(home).get("tiny/corpus").path / "left-behind").exists()
 

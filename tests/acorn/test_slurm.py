@@ -120,7 +120,7 @@ def test_a_warning_before_the_step_has_started_queues_the_job_again(recipe: Reci
         (tmp_path / program).write_text(f"#!/bin/sh\n{does}\n")
         (tmp_path / program).chmod(0o755)
     environ = {"PATH": f"{tmp_path}:/usr/bin:/bin", "SLURM_JOB_ID": "7"}
-    done = subprocess.run(["bash", "-c", text], env=environ, capture_output=True, text=True, timeout=20, check=False)
+    done = subprocess.run(["bash", "-c", text], env=environ, capture_output=True, text=True, timeout=300, check=False)
     assert (done.returncode, done.stderr) == (143, "") and said.read_text() == "requeue 7\n"
 
 

@@ -118,7 +118,7 @@ def test_all_cores_are_used_where_acorn_turned_the_librarys_threads_off_and_no_b
     )
     environment = os.environ | {"RAYON_NUM_THREADS": "9", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-c", code, str(tmp_path / "a"), str(tiny_corpus), str(tiny_tokenizer)]
-    run = subprocess.run(command, env=environment, check=True, timeout=120, capture_output=True, text=True)
+    run = subprocess.run(command, env=environment, check=True, timeout=500, capture_output=True, text=True)
     grown, after = run.stdout.split()[-2:]
     assert int(grown) >= 9 and after == "false"
     here = make(tmp_path / "b", tiny_corpus, tiny_tokenizer)

@@ -162,7 +162,7 @@ def test_two_processes_train_a_prm_as_one_does(likely: Job, tmp_path: Path) -> N
 def test_a_prm_killed_while_it_saves_ends_with_the_same_bytes(plain: Job, tmp_path: Path) -> None:
     job = make_job(PRM, tmp_path, plain.config.model_dump(), EXECUTION, plain.inputs)
     with running(job, sync=12) as child:
-        child.join(120)
+        child.join(500)
         assert child.exitcode == -9
     shutil.rmtree(job.out)
     job.out.mkdir()

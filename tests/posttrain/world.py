@@ -79,7 +79,7 @@ def job_file(job: Job, path: Path) -> Path:
     return path
 
 
-def finish(command: list[str], environ: Mapping[str, str], timeout: float = 240) -> tuple[int | None, str]:
+def finish(command: list[str], environ: Mapping[str, str], timeout: float = 540) -> tuple[int | None, str]:
     """(exit code, output) of a command in a process group of its own; the code is None if it had to be killed.
 
     The workers of a launcher are in sessions of their own, but die with it (`acorn.worker.die_with_parent`).

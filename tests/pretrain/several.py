@@ -46,7 +46,7 @@ def stop_one_of_two(fleet: Fleet, folder: Path) -> dict[str, Any]:
     with sigterm_at(7, rank=1):
         ranks = fleet.start(job, 2)
     for process in ranks:
-        process.join(120)
+        process.join(500)
     newest, _ = CheckpointFolder(job.scratch / "checkpoints").newest()
     fleet.run(job, 1)
     return {

@@ -40,9 +40,11 @@ def test_a_run_killed_at_any_moment_ends_with_the_same_bytes(
     }
     chance = random.Random(0)
     for earliest in (4, 20):
-        process = subprocess.Popen([sys.executable, "-m", "tests.pretrain.world", json.dumps([entry])], env=os.environ)
+        step = earliest + chance.randrange(8)
+        command = [sys.executable, "-m", "tests.pretrain.world", json.dumps([entry | {"hang": step + 5}])]
+        process = subprocess.Popen(command, env=os.environ)
         try:
-            while process.poll() is None and last_step(killed) < earliest + chance.randrange(8):
+            while process.poll() is None and last_step(killed) < step:
                 time.sleep(0.005)
             time.sleep(chance.random() * 0.05)
         finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -86,8 +87,25 @@ def sigterm_at(step: int, rank: int = 0) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def hanging_at(step: int) -> Iterator[None]:
+    """Having logged `step` the run waits to be killed: it cannot end before, however fast the machine is."""
+    log, moment = Tracker.log, step
+
+    def log_and_hang(self: Tracker, metrics: Mapping[str, float], step: int | None = None) -> None:
+        log(self, metrics, step)
+        if step == moment:
+            time.sleep(600)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Tracker, "log", log_and_hang)
+        yield
+
+
 def main(arguments: list[str]) -> None:
     """Run the jobs of a JSON list `[{"folder", "tokens", "tokenizer", "port", "config", "execution", "inputs"}]`.
+
+    One with `"hang": step` does not get beyond that.
 
     One launch serves several topologies (an import of torch costs 2 to 3 s). Each needs a rendezvous of its own, at
     its `port`: process groups of one job would find the keys of the one before in the launcher's store.
@@ -97,7 +115,8 @@ def main(arguments: list[str]) -> None:
             os.environ |= {"TORCHELASTIC_USE_AGENT_STORE": "False", "MASTER_PORT": str(port)}
         paths = {name: Path(entry.pop(name)) for name in ("folder", "tokens", "tokenizer")}
         inputs = {role: Path(folder) for role, folder in entry.pop("inputs", {}).items()}
-        train(job_in(**paths, **entry, inputs=inputs))
+        with hanging_at(entry.pop("hang", -1)):
+            train(job_in(**paths, **entry, inputs=inputs))
 
 
 if __name__ == "__main__":

@@ -268,7 +268,7 @@ def test_sixteen_processes_racing_for_one_key_build_it_once(tmp_path: Path) -> N
             if build.artifact is None:
                 note(built)
                 fill(build)
-                time.sleep(0.2)
+                wait_for(waited.exists)
                 build.publish()
             assert build.artifact is not None
             note(tmp_path / build.artifact.digest)
@@ -296,7 +296,7 @@ def test_a_key_stays_locked_while_a_child_of_a_killed_builder_lives(registry: Re
         with registry.build(spec("a")) as build:
             subprocess.Popen(sleeper, stdin=reader, pass_fds=[build.lock_fd])
             ready.touch()
-            time.sleep(60)
+            time.sleep(600)
 
     reader, writer = os.pipe()
     builder = start(launch)

@@ -74,7 +74,7 @@ def test_a_killed_build_pins_nothing_and_its_staging_goes_when_old(registry: Reg
         with registry.build(spec("consumer", {"data": parent})) as build:
             (build.scratch / "checkpoint").write_text("x")
             ready.touch()
-            time.sleep(60)
+            time.sleep(600)
 
     consumer = start(consume)
     wait_for(ready.exists)

@@ -12,5 +12,6 @@ from tests.serve.servers import Running, running, settings_of
 
 @pytest.fixture(scope="session")
 def served(tiny_model: Path) -> Iterator[Running]:
-    with running(settings_of(tiny_model)) as server:
+    # A budget that lets a search run for long: on any machine one can still be seen running.
+    with running(settings_of(tiny_model, search_budget=1 << 20)) as server:
         yield server

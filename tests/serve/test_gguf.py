@@ -14,8 +14,7 @@ from serve.gguf import read_gguf
 from serve.template import read_template
 from serve.tokenizer import TextTokenizer
 from tests.export.models import make_model
-from tests.serve.servers import NAME, Running, running, settings_of
-from tests.serve.test_standing import until
+from tests.serve.servers import NAME, Running, running, settings_of, until
 
 ASK = [{"role": "user", "content": "Tom has 16 keys. He triples the number of keys. " * 3}]
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from search.setup import Setup
 from serve.backend import Delta, Work
 from serve.search_field import Offer, Plan, read_search
 from tests.search.conftest import tiny_prm  # noqa: F401
-from tests.serve.servers import NAME, Running, settings_of
+from tests.serve.servers import NAME, PATIENCE, Running, settings_of, until
 
 OFFER = Offer(budget=4096, verifier=True)
 PROMPT = tuple(range(20, 60))
@@ -268,19 +267,11 @@ def test_a_search_that_cannot_be_done_is_400(served: Running, extra: dict[str, A
 
 
 def test_a_client_that_leaves_ends_its_search(served: Running) -> None:
-    body = ASK | {"stream": True, "max_tokens": 900, "search": {"method": "majority", "n": 16}}
+    body = ASK | {"stream": True, "max_tokens": 900, "search": {"method": "majority", "n": 256}}
     supervisor = served.supervisor
-    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=60) as stream:
+    with httpx.stream("POST", f"{served.url}/v1/chat/completions", json=body, timeout=PATIENCE) as stream:
         assert stream.status_code == 200
-        assert _soon(lambda: supervisor.stats["running"] > 0)
-    assert _soon(lambda: supervisor.in_flight == 0 and supervisor.stats["running"] == 0)
+        until(lambda: supervisor.stats["running"] > 0)
+        assert supervisor.in_flight == 1
+    until(lambda: supervisor.in_flight == 0 and supervisor.stats["running"] == 0)
     assert supervisor.stats["waiting"] == 0
-
-
-def _soon(holds: Callable[[], bool]) -> bool:
-    """Whether it holds within 30 seconds."""
-    for _ in range(600):
-        if holds():
-            return True
-        time.sleep(0.05)
-    return False

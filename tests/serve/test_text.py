@@ -16,6 +16,7 @@ from serve.template import ChatTemplate, TemplateRefused, read_template
 from serve.text import TextStream
 from serve.tokenizer import TextTokenizer
 from serve.tools import CallReader, call_schema
+from tests.serve.servers import PATIENCE
 
 
 @pytest.fixture(scope="module")
@@ -92,24 +93,26 @@ def test_what_is_kept_is_bounded_however_short_the_segments_are(
 
 
 def test_others_go_on_while_a_long_text_is_tokenised(tokenizer: TextTokenizer) -> None:
-    begun, ended, turns = threading.Event(), threading.Event(), []
+    ended, turns = threading.Event(), [0]
 
     def count() -> None:
         while not ended.is_set():
-            if begun.is_set():
-                turns.append(1)
+            turns[0] += 1
             time.sleep(0)
 
+    text = "".join(f"{number}é " for number in range(10_000))
     other = threading.Thread(target=count)
     other.start()
     try:
-        begun.set()
-        tokenizer.encode("".join(f"{number}é " for number in range(10_000)), cache=False)
-        found = len(turns)
+        found, deadline = 0, time.monotonic() + PATIENCE
+        while found <= 100 and time.monotonic() < deadline:  # again where the other got no core meanwhile
+            before = turns[0]
+            tokenizer.encode(text, cache=False)
+            found = turns[0] - before
     finally:
         ended.set()
         other.join()
-    assert found > 100  # none, where tokenising holds Python's lock
+    assert found > 100  # one or none, where tokenising holds Python's lock
 
 
 def test_every_token_has_the_bytes_that_decoding_gives(tokenizer: TextTokenizer, tiny_tokenizer: Path) -> None:

@@ -23,7 +23,7 @@ class Scripted:
         return [json.loads(line) for line in self.log.read_text().splitlines()[1:]]
 
     def llm(self, **more: Any) -> dict[str, Any]:
-        return {"type": "openai", "model": "m", "base_url": self.url, "timeout": 20, "max_retries": 0, **more}
+        return {"type": "openai", "model": "m", "base_url": self.url, "timeout": 300, "max_retries": 0, **more}
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ def reply(messages: list[dict[str, str]], index: int) -> tuple[str | None, str]:
     text = messages[-1]["content"]
     system = messages[0]["content"] if messages[0]["role"] == "system" else ""
     if "SLOW" in text:
-        time.sleep(30)
+        time.sleep(600)
     if "NOTHING" in text:
         return None, "stop"
     if "CUT" in text:

@@ -52,7 +52,7 @@ def test_an_answer_is_asked_for_once_and_a_timeout_is_a_reason_and_not_remembere
 ) -> None:
     texts = [*map(mail, range(3)), mail(3, "SLOW")]
     corpus = texts_corpus(tmp_path / "corpus", *texts)
-    llm = scripted_server.llm(timeout=1)
+    llm = scripted_server.llm(timeout=6)  # of which an answer takes some ms
     outs = []
     before = len(scripted_server.asked())
     for again in range(2):

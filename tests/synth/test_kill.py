@@ -35,7 +35,7 @@ run_here(CHAT_DATA, make_job(CHAT_DATA, folder, {"talk": 0}, {"shard_size": 2}, 
 
 
 def test_a_killed_step_leaves_no_process_and_resumes_with_the_same_bytes(tmp_path: Path) -> None:
-    corpus = write_corpus(tmp_path / "corpus", [problem(number) for number in range(10)])
+    corpus = write_corpus(tmp_path / "corpus", [problem(number) for number in range(20)])
     folder = tmp_path / "killed"
     shards = folder / "scratch" / "shards"
     worker = subprocess.Popen(
@@ -49,7 +49,7 @@ def test_a_killed_step_leaves_no_process_and_resumes_with_the_same_bytes(tmp_pat
         worker.send_signal(signal.SIGKILL)
         worker.wait()
         finished = {path: path.stat().st_mtime_ns for path in shards.glob("*.jsonl")}
-        assert 1 <= len(finished) < 5
+        assert 1 <= len(finished) < 10
         _wait(lambda: not _session(worker.pid))
     finally:
         for process in _session(worker.pid):
@@ -88,7 +88,7 @@ def test_ctrl_c_in_the_midst_of_a_request_leaves_no_process_and_ends_with_the_sa
     before = len(scripted_server.asked())
     with (tmp_path / "stderr").open("w") as errors:
         worker = subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", _REWRITE, str(folder), str(corpus), json.dumps(config(60))],
+            [sys.executable, "-W", "ignore", "-c", _REWRITE, str(folder), str(corpus), json.dumps(config(300))],
             cwd=Path(__file__).parents[2],
             start_new_session=True,
             stderr=errors,
@@ -96,16 +96,16 @@ def test_ctrl_c_in_the_midst_of_a_request_leaves_no_process_and_ends_with_the_sa
     try:
         _wait(lambda: texts[4] in scripted_server.asked()[before:], worker)
         os.killpg(worker.pid, signal.SIGINT)  # As a terminal does: to every process of the group.
-        assert worker.wait(60) != 0
+        assert worker.wait(300) != 0
         assert "KeyboardInterrupt" in (tmp_path / "stderr").read_text()
         _wait(lambda: not _session(worker.pid))
     finally:
         for process in _session(worker.pid):
             process.kill()
     assert 1 <= len(list((folder / "scratch" / "shards").glob("*.jsonl"))) < 3
-    job = make_job(REWRITE, folder, config(1), {"shard_size": 2}, {"corpus": corpus})
+    job = make_job(REWRITE, folder, config(6), {"shard_size": 2}, {"corpus": corpus})
     run_here(REWRITE, job)
-    whole = make_job(REWRITE, tmp_path / "whole", config(1), {}, {"corpus": corpus})
+    whole = make_job(REWRITE, tmp_path / "whole", config(6), {}, {"corpus": corpus})
     run_here(REWRITE, whole)
     assert files(whole.out) == files(job.out)
 
@@ -172,8 +172,8 @@ def _session(leader: int) -> list[psutil.Process]:
 
 
 def _wait(condition: Callable[[], bool], worker: subprocess.Popen[bytes] | None = None) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 300
     while not condition():
         assert worker is None or worker.poll() is None, "the worker ended before it could be killed"
-        assert time.monotonic() < deadline, "waited for two minutes in vain"
+        assert time.monotonic() < deadline, "waited for five minutes in vain"
         time.sleep(0.01)
