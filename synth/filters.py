@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from synth.config import Decontaminate
-from synth.curate import TestSet, normalise
+from acorn.ngrams import TestSets
+from synth.curate import normalise
 from synth.filter_config import Filters, Language, Length, Overlap, Repetition
 from synth.language import language_of
 from synth.shards import Row, read_jsonl
@@ -55,7 +55,7 @@ def text_of(row: Row) -> str:
     return "\n".join(turns(row))
 
 
-def cheap_reason(row: Row, filters: Filters, tests: TestSet | None) -> str | None:
+def cheap_reason(row: Row, filters: Filters, tests: TestSets | None) -> str | None:
     """What the filters over one row's text find, in the order of `Filters`."""
     question, answer = (["", *turns(row)])[-2:]
     if filters.language is not None and not _speaks(answer, filters.language):
@@ -66,7 +66,7 @@ def cheap_reason(row: Row, filters: Filters, tests: TestSet | None) -> str | Non
         return "repetition"
     if filters.refusal and is_refusal(answer):
         return "refusal"
-    if tests is not None and any(tests.contains(text) for text in turns(row)):
+    if tests is not None and any(tests.overlapping(text) for text in turns(row)):
         return "contaminated"
     return None
 
@@ -109,12 +109,11 @@ def evaluation_texts(corpora: Iterable[Path]) -> list[str]:
     return found
 
 
-def held_out(overlap: Overlap | None, corpora: Sequence[Path]) -> TestSet | None:
+def held_out(overlap: Overlap | None, corpora: Sequence[Path]) -> TestSets | None:
     """The texts that no row may share n-grams with; None where the filter is off or nothing was named."""
     if overlap is None or not corpora:
         return None
-    settings = Decontaminate(ngram=overlap.ngram, max_overlap=overlap.max_overlap)
-    return TestSet(evaluation_texts(corpora), settings)
+    return TestSets({"evaluation": evaluation_texts(corpora)}, overlap.ngram, overlap.max_overlap)
 
 
 class Sieve:
