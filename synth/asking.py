@@ -10,20 +10,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from acorn.ngrams import TestSets
 from acorn.problems import WordProblem
 from acorn.stage import Job
 from acorn.tracking import Tracker
 from synth.budget import affordable, within_tokens
 from synth.curate import load_problems, select
+from synth.held_out import held_out
 from synth.shards import Row, Shards, write_jsonl, write_text
 
 
 def choose_problems(job: Job, skip: int = 0) -> tuple[list[WordProblem], list[tuple[WordProblem, str]]]:
     """Training problems that the step may ask, behind the first `skip`, and those refused with the reason."""
     corpus = job.inputs["corpus"]
-    questions = [row["question"] for row in load_problems(corpus, "test")]
-    tests = TestSets({"corpus": questions}, job.config.decontaminate.ngram, job.config.decontaminate.max_overlap)
+    tests = held_out(job, job.config.decontaminate, prose=False)
     return select(load_problems(corpus, "train"), tests, job.config.problems, job.config.seed, skip)
 
 

@@ -67,6 +67,10 @@ class _Problems(Identity):
     decontaminate: Decontaminate = Decontaminate()
     seed: int = 0
 
+    @property
+    def keeps_out_tests(self) -> bool:
+        return True
+
 
 class ChatDataConfig(_Problems):
     """Identity of `chat_data`."""

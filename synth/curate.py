@@ -13,6 +13,7 @@ from typing import Any
 
 from acorn.ngrams import TestSets, terms
 from acorn.problems import WordProblem
+from synth.held_out import too_close
 from synth.shards import Row, read_jsonl
 
 
@@ -40,7 +41,8 @@ def select(
 ) -> tuple[list[WordProblem], list[tuple[WordProblem, str]]]:
     """`count` problems drawn by `seed`, behind the first `skip`, and those refused with the reason, in a fixed order.
 
-    Refused are a question asked before (`duplicate_question`) and one too close to the test set (`contaminated`).
+    Refused are a question asked before (`duplicate_question`) and one too close to a test set
+    (`contaminated: <its name>`).
     Fewer than `count` are returned only if the corpus has no more.
     """
     order = list(range(len(problems)))
@@ -54,8 +56,8 @@ def select(
         text = normalise(problem["question"])
         if text in seen:
             refused.append((problem, "duplicate_question"))
-        elif tests.overlapping(problem["question"]):
-            refused.append((problem, "contaminated"))
+        elif reason := too_close([problem["question"]], tests):
+            refused.append((problem, reason))
         else:
             kept.append(problem)
         seen.add(text)

@@ -24,6 +24,10 @@ class Made(Identity):
     """Share of answers that cannot be read (none came, or nothing in it) above which the step fails."""
     seed: int = 0
 
+    @property
+    def keeps_out_tests(self) -> bool:
+        return self.filters.overlap is not None
+
 
 class MakingExecution(PairsExecution):
     """How answers are asked for."""
