@@ -29,7 +29,7 @@ def check(identity: EvaluateConfig, execution: EvaluateExecution) -> list[Proble
 
 def check_test_sets(identity: TestSetsConfig, execution: Execution) -> list[Problem]:
     """Faults in `tasks` and `define`."""
-    return check(identity.evaluation(), EvaluateExecution())
+    return check(identity.evaluation(), EvaluateExecution.model_validate({}))
 
 
 def _tasks(field: str, tasks: Sequence[str], identity: EvaluateConfig) -> list[Problem]:

@@ -68,6 +68,7 @@ def open_llm(job: Job, arguments: Mapping[str, Any], role: str = "model") -> Any
         batch_size=job.execution.batch_size,
         digest=job.digests.get(role) if local else None,
         cache=response_cache(job, arguments, role if local else None),
+        cache_bytes=None if job.execution.cache_size is None else round(job.execution.cache_size * 1e9),
     )
 
 
