@@ -152,8 +152,8 @@ class VerifiedConfig(Made):
     """Identity of `verified`: several solutions of a problem, of which the right ones are kept, one for each path."""
 
     check: Literal["equations", "math", "code"] = "equations"
-    """`equations`: the final `#### N` and every equation on the way; `math`: the last boxed result or `#### ...` by
-    math-verify; `code`: the answer's Python passes the row's tests."""
+    """`equations`: the final `#### N` and every equation on the way; `math`: its result
+    (`acorn.answers.answer_of`) by math-verify; `code`: the answer's Python passes the row's tests."""
     tasks: Source | None = None
     """JSON lines `{"id", "question", "answer"}`, for code `{"id", "question", "tests"}`; None: the corpus's own."""
     problems: int | None = Field(default=None, ge=1)
