@@ -1,4 +1,8 @@
-"""Final answers: found in a solution, compared by value, never by string alone.
+r"""Final answers: found in a solution, compared by value, never by string alone.
+
+`answer_of` alone decides which part of a text is its answer, for search, synth and rewards: the last `\boxed{}`, as
+MATH asks for it (Hendrycks et al. 2021, arXiv:2103.03874); else what follows the last `####` (GSM8K), else the last
+"answer is"; else the last formula or number.
 
 Plain numbers are compared exactly, as fractions. Everything else goes to math-verify in a process of its own, which is
 killed when it takes too long: math-verify's own limits are signals, which work in a main thread only and cannot
@@ -20,13 +24,65 @@ from acorn.problems import parse_number
 
 _WORKER = Path(__file__).with_name("latex.py")
 """Started by its path, with this folder kept out of its imports (-P)."""
+_BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
 _LINE = re.compile(r"####[ \t]*(\S[^\n]*)")
+_SAID = re.compile(r"\banswer(?: is|:)[ \t]*:?[ \t]*(\S.*?)(?=\.(?:\s|$)|\n|$)", re.IGNORECASE)
+_CLAUSE = re.compile(r"[,;:]\s")
+_FORMULA = re.compile(r"\$\$?([^$]+?)\$\$?|\\\((.+?)\\\)|\\\[(.+?)\\\]", re.DOTALL)
+_PROSE = re.compile(r"(?<![\\\w{])[a-zA-Z]{3,}|(?<=\s)[a-zA-Z]{2}(?=\s)")
+"""A word outside of LaTeX's commands and their arguments: between two prices stands no formula."""
 _NUMBER = r"-?\d[\d,]*(?:\.\d+)?"
+_ANYWHERE = re.compile(r"(?<![\w.,)])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|(?<=[\w.,)])\d[\d,]*(?:\.\d+)?(?:/\d+)?")
 _WITH_WORDS = re.compile(rf"\$?\s*({_NUMBER})[^\d\\^/*+=(){{}}]*")
 """A number and perhaps a unit; what holds more mathematics than that is no plain number."""
 _EXACT = re.compile(rf"\$?({_NUMBER}(?:/\d+)?)")
 _START_LIMIT = 120.0
 """Seconds for importing sympy on a busy machine."""
+
+
+def answer_of(text: str, marked: bool = False) -> str | None:
+    r"""The part of a text that is its answer, without what marks it; None if there is none.
+
+    `marked`: only what follows `####` (`$1,200 dollars` is `1200`) or stands in `\boxed{}` counts.
+    """
+    if (boxed := _boxed(text)) is not None:
+        return boxed
+    if lines := _LINE.findall(text):
+        return _plain(lines[-1])
+    if marked:
+        return None
+    for said in reversed(_SAID.findall(text)):
+        if "$" not in said and not _PROSE.search(said):
+            return str(said)
+        if found := _last(_CLAUSE.split(said)[0]) or _last(said):
+            return found
+    return _last(text)
+
+
+def reference_of(gold: str) -> str:
+    """A reference answer without its marks: data sets write `72`, `$x^2$`, or a solution that ends with `#### 72`."""
+    return (answer_of(gold) or gold) if any(mark in gold for mark in ("$", "\\boxed", "####", "\\(")) else gold
+
+
+def _plain(answer: str) -> str:
+    """A number without unit and thousands separators; anything else as it is, without enclosing dollars."""
+    answer = answer.strip()
+    number = _WITH_WORDS.fullmatch(answer)
+    if number:
+        return str(parse_number(number[1]))
+    formula = _FORMULA.fullmatch(answer.removesuffix("."))
+    return _inside(formula) if formula else answer
+
+
+def _last(text: str) -> str | None:
+    """The formula or number that ends last."""
+    found = [(match.end(), match[0]) for match in _ANYWHERE.finditer(text)][-1:]
+    found += [(match.end(), _inside(match)) for match in _FORMULA.finditer(text) if not _PROSE.search(_inside(match))]
+    return max(found)[1] if found else None
+
+
+def _inside(formula: re.Match[str]) -> str:
+    return next(part for part in formula.groups() if part is not None).strip()
 
 
 class Answers:
@@ -43,12 +99,12 @@ class Answers:
         """Comparisons given up."""
 
     def extract(self, text: str) -> str | None:
-        r"""What follows the last `####` (`$1,200 dollars` is `1200`), else the content of the last `\boxed{}`."""
-        if not (lines := _LINE.findall(text)):
-            return _boxed(text)
-        line = str(lines[-1]).strip()
-        number = _WITH_WORDS.fullmatch(line)
-        return str(parse_number(number[1])) if number else line
+        """The answer that `text` marks as such: in a vote, a number that happens to come last must not count."""
+        return answer_of(text, marked=True)
+
+    def readable(self, answer: str) -> bool:
+        """Whether there is anything in `answer` to compare."""
+        return _number(answer) is not None or self._ask(answer, answer)
 
     def same(self, first: str, second: str) -> bool:
         """Whether two answers have the same value; `second` is the one in doubt."""
@@ -114,13 +170,13 @@ def _number(text: str) -> Any:
 
 
 def _boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}`, braces balanced; None where there is none or it is left open."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        return None
-    depth, first = 0, start + len("\\boxed{")
-    for index in range(first - 1, len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[first:index].strip() or None
+    r"""Content of the last `\boxed{...}` with balanced braces; None where there is none."""
+    for start in reversed([match.end() for match in _BOX.finditer(text)]):
+        depth = 1
+        for index in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[index], 0)
+            if depth == 0:
+                if inside := text[start:index].strip():
+                    return inside
+                break
     return None

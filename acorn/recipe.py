@@ -20,6 +20,7 @@ from acorn.dial import CannotTurn, turn_dials
 from acorn.positions import MalformedYaml, Positions, load_yaml, parse_yaml
 from acorn.stage import GATE, Execution, Identity, Stage
 from acorn.stages import stages
+from acorn.tests_kept_out import steps_to_add, with_test_sets
 
 TOP_KEYS = ("name", "extends", "execution", "steps")
 STEP_KEYS = ("stage", "inputs", "config", "execution")
@@ -215,9 +216,17 @@ class _Checker:
             self.fault(("steps",), "a recipe needs a mapping of named steps")
             steps = {}
         built = {name: step for name, raw in steps.items() if (step := self.step(str(name), raw))}
+        for name, raw in steps_to_add(built).items():
+            if name in steps:
+                self.fault(
+                    ("steps", name), "this name is for what an evaluation asks (docs/synth_filters.md): change it"
+                )
+            elif added := self.step(name, raw):
+                built[name], steps = added, {**steps, name: raw}
+        built = with_test_sets(built)
         for step in built.values():
             self.inputs(step, built, steps)
-        order = self.order(steps)
+        order = self.order(steps, built)
         name = str(self.data.get("name", self.path.stem))
         return Recipe(name, self.path, {key: built[key] for key in order if key in built}, self.positions)
 
@@ -302,9 +311,10 @@ class _Checker:
                 f"gate '{gate.name}' judges '{judged}', but this step takes {taken}: give it a gate of its own model",
             )
 
-    def order(self, steps: Mapping[str, Any]) -> list[str]:
+    def order(self, steps: Mapping[str, Any], built: Mapping[str, Step]) -> list[str]:
         """Names of the steps in an order that can run; a cycle is a fault, also among steps that have others."""
         needs = {name: raw.get("inputs") if isinstance(raw, dict) else None for name, raw in steps.items()}
+        needs |= {name: step.inputs for name, step in built.items()}
         sources = {
             name: map(str, inputs.values()) if isinstance(inputs, dict) else () for name, inputs in needs.items()
         }

@@ -11,7 +11,7 @@ from typing import Any, get_args
 from pydantic import BaseModel
 
 from acorn.recipe import Recipe, Step
-from acorn.stage import GATE, Ancestor, SourceMark
+from acorn.stage import GATE, TEST_KINDS, Ancestor, SourceMark
 from registry import Artifact, Manifest, Registry, Spec
 
 _LOCAL = re.compile(r"^(/|\./|\.\./|~)|\.(txt|md|jsonl|json|gz|parquet|jinja|csv)$")
@@ -37,7 +37,13 @@ class Resolved:
 def resolve(step: Step, inputs: dict[str, Artifact], registry: Registry) -> Resolved:
     """The build spec of `step` given its input artifacts. Raises MissingInput for a local source that is absent."""
     config, sources = canonical_identity(step.identity, registry.source_digest)
-    ancestors, found = find_ancestors(step.identity.ancestor_kinds, inputs, registry)
+    if step.identity.keeps_out_tests:
+        ancestors, found = find_ancestors(TEST_KINDS, inputs, registry)
+        own = {artifact.digest for artifact in inputs.values()}
+        ancestors = tuple(one for one in ancestors if one.digest not in own)
+        found = {role: one for role, one in found.items() if one.digest not in own}
+    else:
+        ancestors, found = find_ancestors(step.identity.ancestor_kinds, inputs, registry)
     spec = Spec(
         stage=step.stage.name,
         version=step.stage.version,

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from acorn.tracking import Tracker
 
 
+TEST_KINDS = ("corpus", "test_sets")
+"""Kinds of artifacts with texts that models are measured on: held-out problems and documents, items of benchmarks."""
 GATE = "gate"
 """Kind of the artifact that a passed gate leaves, and the role under which any step may wait for one."""
 
@@ -51,6 +53,19 @@ class Identity(BaseModel):
     def ancestor_kinds(self) -> tuple[str, ...]:
         """Kinds of the artifacts in the inputs' lineage that `run` reads as `job.ancestors`; they enter the key."""
         return ()
+
+    @property
+    def keeps_out_tests(self) -> bool:
+        """Whether `run` keeps out of its rows what models are measured on. Then the test sets of the recipe's
+        evaluations become inputs (`acorn.tests_kept_out`), and `job.ancestors` are those in the inputs' lineage that
+        are no inputs themselves."""
+        return False
+
+    @property
+    def measures_on(self) -> dict[str, Any] | None:
+        """Of an evaluation: config of a step of stage `test_sets` that writes down what it asks beside its input
+        corpora, empty where that is nothing. None: this is no evaluation."""
+        return None
 
 
 class Execution(BaseModel):
@@ -197,7 +212,7 @@ class Job:
     group: str
     """Name of this run of the recipe: the W&B group."""
     ancestors: tuple[Ancestor, ...] = ()
-    """Of the kinds that the config's `ancestor_kinds` names, sorted by digest."""
+    """Of the kinds that the config's `ancestor_kinds` names, with `keeps_out_tests` of `TEST_KINDS`; by digest."""
 
     @property
     def rank(self) -> int:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from difflib import get_close_matches
 
-from acorn.stage import Problem
-from eval.config import ACORN_TASKS, EvaluateConfig, EvaluateExecution
+from acorn.stage import Execution, Problem
+from eval.config import ACORN_TASKS, EvaluateConfig, EvaluateExecution, TestSetsConfig
 
 INSTEAD = {
     "max_new_tokens": "set config.max_new_tokens: lighteval cuts the prompt to this one",
@@ -25,6 +25,11 @@ def check(identity: EvaluateConfig, execution: EvaluateExecution) -> list[Proble
     if identity.generation_parameters:
         problems += _generation(identity)
     return problems
+
+
+def check_test_sets(identity: TestSetsConfig, execution: Execution) -> list[Problem]:
+    """Faults in `tasks` and `define`."""
+    return check(identity.evaluation(), EvaluateExecution.model_validate({}))
 
 
 def _tasks(field: str, tasks: Sequence[str], identity: EvaluateConfig) -> list[Problem]:

@@ -190,9 +190,38 @@ class EvaluateConfig(Identity):
         return self.format.get(role) or suite or ("plain" if role == "base" else "chat")
 
     @property
+    def measures_on(self) -> dict[str, Any]:
+        """Config of `test_sets` for the tasks that are not acorn's own, whose items lie in the input corpus."""
+        foreign = [task for task in self.all_tasks if task not in ACORN_TASKS]
+        names = {task.partition("|")[0] for task in foreign}
+        define = {name: one.model_dump(mode="json") for name, one in self.templates.items() if name in names}
+        return {"tasks": foreign, "define": define, "data": self.data} if foreign else {}
+
+    @property
     def ancestor_kinds(self) -> tuple[str, ...]:
         """Kinds of artifacts that hold text a model may have been trained on."""
         return ("corpus", "chat", "preferences", "steps") if self.contamination else ()
+
+
+class TestSetsConfig(Identity):
+    """Identity of `test_sets`: the fields of the same names of `evaluate`."""
+
+    __test__ = False  # Not a test class, whatever pytest thinks of the name.
+
+    tasks: tuple[str, ...] = Field(min_length=1)
+    define: dict[str, TaskTemplate] = Field(default_factory=dict)
+    data: dict[str, Source] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _is_what_an_evaluation_can_ask(self) -> TestSetsConfig:
+        if own := sorted(set(self.tasks) & set(ACORN_TASKS)):
+            raise ValueError(f"{own[0]} is asked of a corpus, which is a test set itself: take it out of `tasks`")
+        self.evaluation()
+        return self
+
+    def evaluation(self) -> EvaluateConfig:
+        """The evaluation that asks these tasks."""
+        return EvaluateConfig.model_validate(self.model_dump())
 
 
 class EvaluateExecution(Launched):

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acorn.ngrams import Index
 from acorn.stage import Ancestor
 from eval.config import Contamination
-from eval.ngrams import Index
 from eval.results import Results
 from eval.samples import by_metric, ratio
 

@@ -40,6 +40,8 @@ class Ready:
     configs: list[Any]
     about: dict[str, dict[str, Any]]
     """Full name (`gsm8k|5`) -> facts for results.json."""
+    questions: dict[str, list[str]]
+    """Full name -> the prompt of each item, without examples."""
 
 
 def prepare_tasks(config: EvaluateConfig, scratch: Path) -> dict[str, Ready]:
@@ -57,7 +59,9 @@ def prepare_tasks(config: EvaluateConfig, scratch: Path) -> dict[str, Ready]:
         else:
             configs = [_with_data(one, config.data) for one in _built_in(task)]
         with datasets_cache(scratch if any(_is_local(one) for one in configs) else None):
-            ready[task] = Ready(configs, {one.full_name: _looked_through(one, config) for one in configs})
+            seen = {one.full_name: _looked_through(one, config) for one in configs}
+        about = {name: facts for name, (facts, _) in seen.items()}
+        ready[task] = Ready(configs, about, {name: questions for name, (_, questions) in seen.items()})
     return ready
 
 
@@ -173,8 +177,8 @@ def _is_local(config: Any) -> bool:
     return Path(config.hf_repo).is_dir()
 
 
-def _looked_through(config: Any, options: EvaluateConfig) -> dict[str, Any]:
-    """Load the data, build every prompt; gives what results.json tells about the task.
+def _looked_through(config: Any, options: EvaluateConfig) -> tuple[dict[str, Any], list[str]]:
+    """Load the data, build every prompt; gives what results.json tells about the task, and the prompts.
 
     Raises ValueError naming the split or the column that is missing.
     """
@@ -204,7 +208,8 @@ def _looked_through(config: Any, options: EvaluateConfig) -> dict[str, Any]:
             raise ValueError(
                 f"task {config.full_name} needs {least} rows for its examples, but {where} has {len(shots)}"
             )
-    return {
+    questions = [str(doc.query) for doc in asked]
+    about = {
         "made_by": "template" if config.name in options.templates else "lighteval",
         "version": str(config.version),
         "data": "local" if _is_local(config) else config.hf_repo,
@@ -217,8 +222,9 @@ def _looked_through(config: Any, options: EvaluateConfig) -> dict[str, Any]:
         "stop": list(config.stop_sequence),
         "samples": len(asked),
         "max_samples": options.max_samples,
-        "questions_sha256": hashlib.sha256("\0".join(doc.query for doc in asked).encode()).hexdigest(),
+        "questions_sha256": hashlib.sha256("\0".join(questions).encode()).hexdigest(),
     }
+    return about, questions
 
 
 def _built(build: Callable[[], list[Any]], config: Any, columns: Sequence[str], where: str) -> list[Any]:

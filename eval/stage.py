@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from acorn.stage import GATE, Stage
-from eval.config import EvaluateConfig, EvaluateExecution, GateConfig, GateExecution
+from acorn.stage import GATE, Execution, Stage
+from eval.config import EvaluateConfig, EvaluateExecution, GateConfig, GateExecution, TestSetsConfig
 
 EVALUATE = Stage(
     name="evaluate",
@@ -33,4 +33,16 @@ PASS = Stage(
     check_roles="eval.gate:check_roles",
 )
 
-STAGES: tuple[Stage, ...] = (EVALUATE, PASS)
+TEST_SETS = Stage(
+    name="test_sets",
+    package="eval",
+    version=1,
+    identity=TestSetsConfig,
+    execution=Execution,
+    output="test_sets",
+    run="eval.test_sets:run",
+    imports_torch=True,
+    check="eval.check:check_test_sets",
+)
+
+STAGES: tuple[Stage, ...] = (EVALUATE, PASS, TEST_SETS)

@@ -67,7 +67,8 @@ class GrpoConfig(TrlConfig):
 
     rewards: dict[Literal["answer", "math", "steps"], float] = Field(default={"answer": 1.0}, min_length=1)
     """Weights of the rewards, each 1 or 0 for a completion: `answer` is right as an exact number behind `####`, `math`
-    is the reference's answer to math-verify, `steps` has a step and no equation that is false."""
+    has the reference's value to math-verify (what of it: `acorn.answers.answer_of`), `steps` has a step and no equation
+    that is false."""
     skip: int = Field(default=0, ge=0)
     """Leave out the corpus's first so many problems. `chat_data` draws its own by seed: these are not the same."""
 

@@ -17,13 +17,14 @@ from torch.utils.data import Sampler
 from transformers import Trainer
 from trl import DistillationConfig, DistillationTrainer, GRPOConfig, GRPOTrainer
 
+from acorn.answers import Answers
 from acorn.stage import Job
 from posttrain.adapters import adapter_arguments
 from posttrain.checkpoint import AtomicCheckpoints
 from posttrain.config import GrpoConfig, TrlConfig
 from posttrain.data import load_mixture
 from posttrain.guards import RowCounts
-from posttrain.rewards import REWARDS, unreadable
+from posttrain.rewards import reward_functions, unreadable
 from posttrain.training import FiniteUpdates, assert_launched, cleared_state, token_id, train, trainer_arguments
 from posttrain.trl import flops_of, load_tokenizer, write_model
 
@@ -86,8 +87,9 @@ class AtomicDistillationTrainer(SampledTokens, SamplesInOrder, FiniteUpdates, At
 
 def grpo(job: Job) -> dict[str, float]:
     """Train `inputs["model"]` on the problems of `inputs["corpus"]` by rewards for what it answers (stage `grpo`)."""
-    # Sampling costs 2 per parameter and token, and so does the reference model where there is one.
-    return run(job, build_grpo, lambda trainer: 10 if trainer.beta else 8)
+    with Answers() as answers:
+        # Sampling costs 2 per parameter and token, and so does the reference model where there is one.
+        return run(job, lambda job: build_grpo(job, answers), lambda trainer: 10 if trainer.beta else 8)
 
 
 def distill(job: Job) -> dict[str, float]:
@@ -109,17 +111,17 @@ def run(job: Job, build: Callable[[Job], tuple[Any, RowCounts]], flops: Callable
         return train(job, trainer, flops_of(job.config, flops(trainer)), finish)
 
 
-def build_grpo(job: Job) -> tuple[AtomicGRPOTrainer, RowCounts]:
+def build_grpo(job: Job, answers: Answers) -> tuple[AtomicGRPOTrainer, RowCounts]:
     """Trainer, and what its problems were. Raises ValueError for an answer that a reward cannot compare."""
     config: GrpoConfig = job.config
     arguments = GRPOConfig(**online_arguments(job), reward_weights=list(config.rewards.values()))
     assert_launched(job, arguments)
     tokenizer = load_tokenizer(job)
-    problems = load_problems(job.inputs["corpus"] / "problems" / "train.jsonl", config)
+    problems = load_problems(job.inputs["corpus"] / "problems" / "train.jsonl", config, answers)
     rows, counts = fitting(problems, tokenizer, config, arguments, [job.inputs["model"]])
     trainer = AtomicGRPOTrainer(
         model=str(job.inputs["model"]),
-        reward_funcs=[REWARDS[name] for name in config.rewards],
+        reward_funcs=reward_functions(config.rewards, answers),
         args=arguments,
         train_dataset=rows,
         processing_class=tokenizer,
@@ -157,7 +159,7 @@ def online_arguments(job: Job) -> dict[str, Any]:
     return {**trainer_arguments(job), "chat_template_kwargs": job.config.chat_template_kwargs or None}
 
 
-def load_problems(path: Path, config: GrpoConfig) -> Dataset:
+def load_problems(path: Path, config: GrpoConfig, answers: Answers) -> Dataset:
     """Columns `prompt` and `answer` of a corpus's problems behind the first `skip`, at most `max_rows`."""
     if not path.exists():
         raise ValueError(f"{path} is missing: grpo needs a corpus with problems, whose answers a program can check")
@@ -167,7 +169,7 @@ def load_problems(path: Path, config: GrpoConfig) -> Dataset:
     if not problems:
         raise ValueError(f"{path} has {len(lines)} problems, and skip is {config.skip}: none is left")
     for problem in problems:
-        if why := unreadable(problem["answer"], list(config.rewards)):
+        if why := unreadable(problem["answer"], list(config.rewards), answers):
             raise ValueError(f"{path}, problem {problem['id']}: {why}")
     rows = [
         {"prompt": [{"role": "user", "content": problem["question"]}], "answer": problem["answer"]}

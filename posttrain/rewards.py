@@ -6,16 +6,26 @@ a reward does not see (style, length, a right answer by wrong steps) it does not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from acorn.problems import first_wrong_step, is_correct, parse_number, split_steps
+from acorn.answers import Answers, answer_of, reference_of
+from acorn.problems import is_correct, parse_number, proven_share
 
 Completions = Sequence[Sequence[dict[str, Any]]]
 Reward = Callable[..., list[float]]
 
-TIMEOUT_SECONDS = 5
-"""Of math-verify for one expression: what a model writes can be arbitrarily hard to simplify."""
+
+def reward_functions(names: Iterable[str], answers: Answers) -> list[Reward]:
+    """The rewards `names`, in order; TRL logs each by its function's name. `answers` compares for `math`."""
+
+    def math(completions: Completions, answer: Sequence[str], **_: Any) -> list[float]:
+        """1 where what the completion says last has the reference's value: numbers, LaTeX, sets, intervals."""
+        pairs = ((answer_of(_text(one)), reference_of(gold)) for one, gold in zip(completions, answer, strict=True))
+        return [float(given is not None and answers.same(gold, given)) for given, gold in pairs]
+
+    known: dict[str, Reward] = {"answer": answer, "math": math, "steps": steps}
+    return [known[name] for name in names]
 
 
 def answer(completions: Completions, answer: Sequence[str], **_: Any) -> list[float]:
@@ -24,40 +34,22 @@ def answer(completions: Completions, answer: Sequence[str], **_: Any) -> list[fl
 
 
 def steps(completions: Completions, **_: Any) -> list[float]:
-    """1 where there is a step and every equation holds; it rewards no answer, so set it beside one that does."""
-    return [float(bool(split_steps(_text(one))) and first_wrong_step(_text(one)) is None) for one in completions]
+    """The share of steps with equations that hold; it rewards no answer, so set it beside one that does.
+
+    A step without an equation earns nothing: when it did, a model that GRPO trained on GSM8K stopped writing any in 41 %
+    of its answers.
+    """
+    return [proven_share(_text(one)) for one in completions]
 
 
-def math(completions: Completions, answer: Sequence[str], **_: Any) -> list[float]:
-    """1 where math-verify finds the completion's last expression equal to the reference's: LaTeX, sets, intervals."""
-    from math_verify import parse, verify
-
-    found = []
-    for one, gold in zip(completions, answer, strict=True):
-        given = parse(_text(one), parsing_timeout=TIMEOUT_SECONDS)
-        found.append(float(bool(given) and verify(reference(gold), given, timeout_seconds=TIMEOUT_SECONDS)))
-    return found
-
-
-REWARDS: dict[str, Reward] = {"answer": answer, "math": math, "steps": steps}
-
-
-def reference(gold: str) -> list[Any]:
-    """A reference answer as math-verify has it; empty where it cannot read it. It takes LaTeX between dollars alone."""
-    from math_verify import parse
-
-    text = gold if "$" in gold or "\\boxed" in gold else f"${gold}$"
-    return list(parse(text, parsing_timeout=TIMEOUT_SECONDS))
-
-
-def unreadable(gold: str, names: Sequence[str]) -> str | None:
+def unreadable(gold: str, names: Sequence[str], answers: Answers) -> str | None:
     """Why the rewards `names` cannot be given for the reference answer `gold`; None where they can."""
     if "answer" in names:
         try:
             parse_number(gold)
         except ValueError:
             return f"the answer {gold!r} is no number, which the reward `answer` compares; use `math`"
-    if "math" in names and not reference(gold):
+    if "math" in names and not answers.readable(reference_of(gold)):
         return f"math-verify cannot read the answer {gold!r}"
     return None
 

@@ -65,7 +65,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="grpo",
         package="posttrain",
-        version=1,
+        version=2,
         identity=GrpoConfig,
         execution=PosttrainExecution,
         output="model",

@@ -14,14 +14,15 @@ from acorn.problems import WordProblem
 from acorn.stage import Job
 from acorn.tracking import Tracker
 from synth.budget import affordable, within_tokens
-from synth.curate import TestSet, load_problems, select
+from synth.curate import load_problems, select
+from synth.held_out import held_out
 from synth.shards import Row, Shards, write_jsonl, write_text
 
 
 def choose_problems(job: Job, skip: int = 0) -> tuple[list[WordProblem], list[tuple[WordProblem, str]]]:
     """Training problems that the step may ask, behind the first `skip`, and those refused with the reason."""
     corpus = job.inputs["corpus"]
-    tests = TestSet((row["question"] for row in load_problems(corpus, "test")), job.config.decontaminate)
+    tests = held_out(job, job.config.decontaminate, prose=False)
     return select(load_problems(corpus, "train"), tests, job.config.problems, job.config.seed, skip)
 
 
@@ -67,6 +68,7 @@ def open_llm(job: Job, arguments: Mapping[str, Any], role: str = "model") -> Any
         batch_size=job.execution.batch_size,
         digest=job.digests.get(role) if local else None,
         cache=response_cache(job, arguments, role if local else None),
+        cache_bytes=None if job.execution.cache_size is None else round(job.execution.cache_size * 1e9),
     )
 
 

@@ -67,6 +67,10 @@ class _Problems(Identity):
     decontaminate: Decontaminate = Decontaminate()
     seed: int = 0
 
+    @property
+    def keeps_out_tests(self) -> bool:
+        return True
+
 
 class ChatDataConfig(_Problems):
     """Identity of `chat_data`."""
@@ -188,6 +192,8 @@ class PairsExecution(Execution):
     cache: Literal["auto", "on", "off"] = "auto"
     """Of responses, in the registry's `cache/` folder. `auto` is on for servers alone: a local model draws the same
     again, and without the cached ones a batch rounds differently."""
+    cache_size: float | None = Field(default=4.0, gt=0)
+    """GB (10^9 bytes) that the cache may have; what was not used for longest makes room. None: no limit."""
     ray: dict[str, Any] | None = None
     """Arguments of distilabel's RayPipeline (`ray_head_node_url`, `ray_init_kwargs`, `requirements`); None: here."""
 

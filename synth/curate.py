@@ -6,47 +6,20 @@ Pure functions over rows; every refusal has a reason, so nothing disappears.
 from __future__ import annotations
 
 import random
-import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from acorn.ngrams import TestSets, terms
 from acorn.problems import WordProblem
-from synth.config import Decontaminate
+from synth.held_out import too_close
 from synth.shards import Row, read_jsonl
-
-_WORD = re.compile(r"\d+(?:[.,]\d+)*|\w+|[-+*/=%<>]")
 
 
 def normalise(text: str) -> str:
     """Words, numbers and operators in lower case with single spaces: what equal texts share."""
-    return " ".join(_WORD.findall(text.lower()))
-
-
-class TestSet:
-    """Questions that must not be trained on."""
-
-    __test__ = False  # Not a test class, whatever pytest thinks of the name.
-
-    def __init__(self, questions: Iterable[str], settings: Decontaminate) -> None:
-        self._settings = settings
-        texts = [normalise(question) for question in questions]
-        self._exact = set(texts)
-        self._ngrams = {ngram for text in texts for ngram in self._cut(text)}
-
-    def contains(self, question: str) -> bool:
-        """Whether `question` is a test question, or more than `max_overlap` of its n-grams are in one."""
-        text = normalise(question)
-        if text in self._exact:
-            return True
-        ngrams = self._cut(text)
-        shared = sum(ngram in self._ngrams for ngram in ngrams)
-        return bool(ngrams) and shared / len(ngrams) > self._settings.max_overlap
-
-    def _cut(self, text: str) -> list[tuple[str, ...]]:
-        words, size = text.split(), self._settings.ngram
-        return [tuple(words[start : start + size]) for start in range(len(words) - size + 1)]
+    return " ".join(terms(text))
 
 
 def load_problems(corpus: Path, name: str) -> list[WordProblem]:
@@ -64,11 +37,12 @@ def load_problems(corpus: Path, name: str) -> list[WordProblem]:
 
 
 def select(
-    problems: Sequence[WordProblem], tests: TestSet, count: int | None, seed: int, skip: int = 0
+    problems: Sequence[WordProblem], tests: TestSets, count: int | None, seed: int, skip: int = 0
 ) -> tuple[list[WordProblem], list[tuple[WordProblem, str]]]:
     """`count` problems drawn by `seed`, behind the first `skip`, and those refused with the reason, in a fixed order.
 
-    Refused are a question asked before (`duplicate_question`) and one too close to the test set (`contaminated`).
+    Refused are a question asked before (`duplicate_question`) and one too close to a test set
+    (`contaminated: <its name>`).
     Fewer than `count` are returned only if the corpus has no more.
     """
     order = list(range(len(problems)))
@@ -82,8 +56,8 @@ def select(
         text = normalise(problem["question"])
         if text in seen:
             refused.append((problem, "duplicate_question"))
-        elif tests.contains(problem["question"]):
-            refused.append((problem, "contaminated"))
+        elif reason := too_close([problem["question"]], tests):
+            refused.append((problem, reason))
         else:
             kept.append(problem)
         seen.add(text)

@@ -68,7 +68,8 @@ class Embedding(Identity):
 
 
 class Overlap(Identity):
-    """Rows too close to an evaluation set: the test problems (or validation texts) of every further input."""
+    """Rows too close to what models are measured on: test problems, held-out documents and items of benchmarks, of the
+    inputs, of all that they descend from, and of the recipe's evaluations."""
 
     ngram: int = Field(default=8, ge=2)
     max_overlap: float = Field(default=0.5, ge=0, le=1)
@@ -84,7 +85,6 @@ class Filters(Identity):
     refusal: bool = True
     """Answers that begin by declining ("I'm sorry, but I cannot ...") go."""
     overlap: Overlap | None = Overlap()
-    """Only works with further inputs: name the evaluation sets' corpora under `inputs:`."""
     minhash: dict[str, Any] | None = Field(default={"tokenizer": "ngrams", "n": 5, "threshold": 0.9})
     """Arguments of distilabel's MinHashDedup, over all turns of a row."""
     embedding: Embedding | None = None

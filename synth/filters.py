@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
 from typing import Any
 
-from synth.config import Decontaminate
-from synth.curate import TestSet, normalise
-from synth.filter_config import Filters, Language, Length, Overlap, Repetition
+from acorn.ngrams import TestSets
+from synth.curate import normalise
+from synth.filter_config import Filters, Language, Length, Repetition
+from synth.held_out import too_close
 from synth.language import language_of
-from synth.shards import Row, read_jsonl
+from synth.shards import Row
 
 _CANNOT = r"(?:can(?:no|')t|cannot|won'?t|will not|am unable to|'m unable to|am not able to|'m not able to)"
 _HELP = "help|assist|provide|answer|comply|fulfil|do that|create|write|generate|discuss|engage|support|share|offer|give"
@@ -55,7 +55,7 @@ def text_of(row: Row) -> str:
     return "\n".join(turns(row))
 
 
-def cheap_reason(row: Row, filters: Filters, tests: TestSet | None) -> str | None:
+def cheap_reason(row: Row, filters: Filters, tests: TestSets | None) -> str | None:
     """What the filters over one row's text find, in the order of `Filters`."""
     question, answer = (["", *turns(row)])[-2:]
     if filters.language is not None and not _speaks(answer, filters.language):
@@ -66,9 +66,7 @@ def cheap_reason(row: Row, filters: Filters, tests: TestSet | None) -> str | Non
         return "repetition"
     if filters.refusal and is_refusal(answer):
         return "refusal"
-    if tests is not None and any(tests.contains(text) for text in turns(row)):
-        return "contaminated"
-    return None
+    return None if tests is None else too_close(turns(row), tests)
 
 
 def _speaks(text: str, config: Language) -> bool:
@@ -92,31 +90,6 @@ def _repeats(text: str, config: Repetition) -> bool:
     return grams > config.max_ngrams or lines > config.max_lines
 
 
-def evaluation_texts(corpora: Iterable[Path]) -> list[str]:
-    """What models are measured on in these corpora: test questions, or held-out documents where there are none.
-
-    Raises FileNotFoundError for a corpus with neither.
-    """
-    found: list[str] = []
-    for corpus in corpora:
-        tests = corpus / "problems" / "test.jsonl"
-        texts = [str(row["question"]) for row in read_jsonl(tests)] if tests.exists() else []
-        for path in () if texts else sorted((corpus / "validation").glob("*.jsonl")):
-            texts += [str(row["text"]) for row in read_jsonl(path)]
-        if not texts:
-            raise FileNotFoundError(f"{corpus} has neither problems/test.jsonl nor validation/*.jsonl to compare with")
-        found += texts
-    return found
-
-
-def held_out(overlap: Overlap | None, corpora: Sequence[Path]) -> TestSet | None:
-    """The texts that no row may share n-grams with; None where the filter is off or nothing was named."""
-    if overlap is None or not corpora:
-        return None
-    settings = Decontaminate(ngram=overlap.ngram, max_overlap=overlap.max_overlap)
-    return TestSet(evaluation_texts(corpora), settings)
-
-
 class Sieve:
     """Rows on their way through the filters; `rejected` collects what each held back, with its `reason`."""
 
@@ -138,10 +111,9 @@ class Sieve:
         self.apply([reason_of(row) for row in self.kept])
 
 
-def sift(rows: list[Row], filters: Filters, corpora: Sequence[Path]) -> Sieve:
+def sift(rows: list[Row], filters: Filters, tests: TestSets | None) -> Sieve:
     """`rows` through every filter that looks at texts alone: those over one row, then exact and near copies."""
     sieve = Sieve(rows)
-    tests = held_out(filters.overlap, corpora)
     sieve.run(lambda row: cheap_reason(row, filters, tests))
     seen: set[str] = set()
 

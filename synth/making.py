@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from acorn.stage import Job
@@ -19,14 +18,12 @@ from synth.budget import OVER
 from synth.curate import by_id, counts
 from synth.filter_config import Filters, Tags
 from synth.filters import Sieve, sift, text_of
+from synth.held_out import held_out
 from synth.rating import TEMPLATE, conversation_text, read_tags, reason_of
 from synth.shards import Row, Shards
 
 UNREADABLE = ("empty", "timeout", "no_answer", "no_code", "incomplete")
 """Reasons that mean: nothing could be read from the answer. Their share is the parse-failure rate."""
-_TESTS = "problems/test.jsonl"
-ROLES = ("model", "gguf", "judge", "reward", "embedder", "corpus", "prompts")
-"""Inputs with a job of their own; every other one names an evaluation set."""
 
 
 @dataclass(frozen=True)
@@ -83,13 +80,6 @@ def provenance(job: Job, parent: str | None) -> dict[str, Any]:
     }
 
 
-def evaluation_inputs(job: Job) -> list[Path]:
-    """Folders of the inputs that rows must not overlap with: the named ones, and the corpus's own test problems."""
-    corpus = job.inputs.get("corpus")
-    own = [corpus] if corpus is not None and (corpus / _TESTS).exists() and (corpus / _TESTS).stat().st_size else []
-    return own + [folder for role, folder in job.inputs.items() if role not in ROLES]
-
-
 def readable(answer: Mapping[str, Any]) -> str | None:
     """Why nothing can be read from an answer, or that it was cut; None for a whole one."""
     if answer.get("failure"):
@@ -133,7 +123,7 @@ def _gate(stats: dict[str, Any], most: float) -> None:
 
 def _filter(job: Job, tracker: Tracker, judge: Any, rows: list[Row], spent: int) -> Sieve:
     filters: Filters = job.config.filters
-    sieve = sift(by_id(rows), filters, evaluation_inputs(job))
+    sieve = sift(by_id(rows), filters, None if filters.overlap is None else held_out(job, filters.overlap))
     if filters.embedding is not None and sieve.kept:
         from synth.embedding import embed_apart, repeats
 

@@ -24,6 +24,10 @@ class Made(Identity):
     """Share of answers that cannot be read (none came, or nothing in it) above which the step fails."""
     seed: int = 0
 
+    @property
+    def keeps_out_tests(self) -> bool:
+        return self.filters.overlap is not None
+
 
 class MakingExecution(PairsExecution):
     """How answers are asked for."""
@@ -148,8 +152,8 @@ class VerifiedConfig(Made):
     """Identity of `verified`: several solutions of a problem, of which the right ones are kept, one for each path."""
 
     check: Literal["equations", "math", "code"] = "equations"
-    """`equations`: the final `#### N` and every equation on the way; `math`: the last boxed result or `#### ...` by
-    math-verify; `code`: the answer's Python passes the row's tests."""
+    """`equations`: the final `#### N` and every equation on the way; `math`: its result
+    (`acorn.answers.answer_of`) by math-verify; `code`: the answer's Python passes the row's tests."""
     tasks: Source | None = None
     """JSON lines `{"id", "question", "answer"}`, for code `{"id", "question", "tests"}`; None: the corpus's own."""
     problems: int | None = Field(default=None, ge=1)

@@ -25,6 +25,8 @@ from synth.asking import tokens as count_tokens
 from synth.budget import OVER
 from synth.config import JudgeRank, PreferencePairsConfig, RewardRank
 from synth.curate import by_id, counts, normalise
+from synth.filters import turns
+from synth.held_out import held_out, too_close
 from synth.shards import Row, Shards, read_jsonl
 from synth.teacher import problem_prompt
 
@@ -113,17 +115,22 @@ def _prompts(job: Job) -> tuple[list[Row], list[Row]]:
         problems, refused = choose_problems(job)
         rows = [_refused(dict(problem_prompt(problem)), [], reason) for problem, reason in refused]
         return [dict(problem_prompt(problem)) for problem in problems], rows
+    tests = held_out(job, config.decontaminate)
     found: dict[str, Row] = {}
+    rejected: list[Row] = []
     for row in read_jsonl(job.inputs["prompts"] / "train.jsonl"):
         last = max((i for i, turn in enumerate(row["messages"]) if turn["role"] == "user"), default=-1)
         if last >= 0:
             messages = row["messages"][: last + 1]
             prompt = {"id": str(row["id"]), "messages": messages, "level": row.get("level", 0)}
-            found.setdefault(normalise(repr(messages)), prompt)
+            if reason := too_close(turns(prompt), tests):
+                rejected.append(_refused(prompt, [], reason))
+            else:
+                found.setdefault(normalise(repr(messages)), prompt)
     rows = list(found.values())
     if config.problems is not None and config.problems < len(rows):
         rows = Random(f"prompts:{config.seed}").sample(rows, config.problems)
-    return rows, []
+    return rows, rejected
 
 
 def _scores(

@@ -1,4 +1,4 @@
-"""What a solution comes to, and the way it took: extracted, and told apart from other ways."""
+"""The way that a solution took, told apart from other ways, and the code in an answer."""
 
 from __future__ import annotations
 
@@ -7,22 +7,7 @@ import builtins
 import re
 
 _FENCE = re.compile(r"```(?:python|py)?[ \t]*\n(.*?)```", re.DOTALL | re.IGNORECASE)
-_HASHES = re.compile(r"####[ \t]*(\S[^\n]*)")
 _TOKENS = re.compile(r"\\[a-zA-Z]+|\d+(?:[.,]\d+)*|[a-zA-Z]+|[-+*/=^()<>{}]")
-
-
-def result_of(text: str) -> str | None:
-    r"""The content of the last `\boxed{}`, else what follows the last `####`."""
-    start = text.rfind("\\boxed{")
-    if start < 0:
-        lines = _HASHES.findall(text)
-        return str(lines[-1]).strip() if lines else None
-    depth = 0
-    for index in range(start + len("\\boxed"), len(text)):
-        depth += {"{": 1, "}": -1}.get(text[index], 0)
-        if depth == 0:
-            return text[start + len("\\boxed{") : index].strip() or None
-    return None
 
 
 def code_of(text: str) -> str | None:

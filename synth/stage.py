@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from acorn.stage import Identity, Stage
+from acorn.stage import TEST_KINDS, Identity, Stage
 from synth.config import (
     ChatDataConfig,
     ChatExecution,
@@ -30,6 +30,7 @@ CHAT_DATA = Stage(
     identity=ChatDataConfig,
     execution=ChatExecution,
     inputs={"corpus": "corpus", **LLM_ROLES},
+    more=TEST_KINDS,
     output="chat",
     run="synth.chat_data:run",
     imports_torch=True,
@@ -43,6 +44,7 @@ PREFERENCE_PAIRS = Stage(
     identity=PreferencePairsConfig,
     execution=PairsExecution,
     inputs={"corpus?": "corpus", "prompts?": "chat", "model": "model", "judge?": "model", "reward?": "model"},
+    more=TEST_KINDS,
     output="preferences",
     run="synth.preference_pairs:run",
     imports_torch=True,
@@ -57,6 +59,7 @@ STEP_LABELS = Stage(
     identity=StepLabelsConfig,
     execution=StepsExecution,
     inputs={"corpus": "corpus", "model": "model"},
+    more=TEST_KINDS,
     output="steps",
     run="synth.step_labels:run",
     imports_torch=True,
@@ -69,11 +72,11 @@ def _making(name: str, identity: type[Identity], run: str, inputs: dict[str, str
     return Stage(
         name=name,
         package="synth",
-        version=1,
+        version=2,
         identity=identity,
         execution=MakingExecution,
         inputs={**inputs, **LLM_ROLES, **FILTER_ROLES},
-        more="corpus",
+        more=TEST_KINDS,
         output="chat",
         run=run,
         imports_torch=True,

@@ -12,12 +12,12 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from acorn.answers import Answers
+from acorn.answers import Answers, answer_of, reference_of
 from acorn.stage import Job
 from synth.curate import load_problems
 from synth.making import Task, make, provenance, readable
 from synth.making_config import VerifiedConfig
-from synth.results import code_of, path_of, path_of_code, result_of
+from synth.results import code_of, path_of, path_of_code
 from synth.sandbox import run_all
 from synth.shards import Row, read_jsonl
 from synth.verify import reason_to_reject
@@ -66,10 +66,10 @@ def _verdict(answer: Row, task: Row, config: VerifiedConfig, same: Callable[[str
     text, gold = str(answer["text"]), str(task["answer"])
     if config.check == "equations":
         return reason_to_reject(text, gold, answer["finished"])
-    result = result_of(text)
+    result = answer_of(text)
     if result is None:
         return "no_answer"
-    return None if same(gold, result) else "wrong_answer"
+    return None if same(reference_of(gold), result) else "wrong_answer"
 
 
 def _prompts(job: Job, config: VerifiedConfig) -> list[Row]:

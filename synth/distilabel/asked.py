@@ -40,14 +40,17 @@ class AskedLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]
     known_as: str
     cache: str | None = None
     """The cache's file; None asks for everything."""
+    cache_bytes: int | None = None
+    """Size that it may have."""
     _inner: Any = PrivateAttr(None)
     _responses: ResponseCache | None = PrivateAttr(None)
 
     @classmethod
-    def around(cls, inner: Any, known_as: str, cache: Path | None) -> AskedLLM:
+    def around(cls, inner: Any, known_as: str, cache: Path | None, cache_bytes: int | None) -> AskedLLM:
         made = cls(
             known_as=known_as,
             cache=None if cache is None else str(cache),
+            cache_bytes=cache_bytes,
             generation_kwargs=inner.generation_kwargs,
             magpie_pre_query_template=getattr(inner, "magpie_pre_query_template", None),
         )
@@ -59,7 +62,7 @@ class AskedLLM(LLM, MagpieChatTemplateMixin):  # type: ignore[misc]
             self._inner.use_magpie_template = True
         self._inner.load()
         super().load()
-        self._responses = None if self.cache is None else ResponseCache(Path(self.cache))
+        self._responses = None if self.cache is None else ResponseCache(Path(self.cache), self.cache_bytes)
 
     def unload(self) -> None:
         self._inner.unload()

@@ -51,8 +51,9 @@ def make_llm(
     batch_size: int,
     digest: str | None = None,
     cache: Path | None = None,
+    cache_bytes: int | None = None,
 ) -> Any:
-    """The LLM that `arguments` (a config's `llm`) asks for; behind `cache` (a file) where one is given.
+    """The LLM that `arguments` (a config's `llm`) asks for; behind `cache`, a file of so many bytes, if there is one.
 
     `device` may be `"auto"`; `digest` is the model's. Raises ValueError if a model is asked for and there is none,
     ConnectionError if no server answers.
@@ -65,7 +66,7 @@ def make_llm(
     if arguments["type"] == "openai":
         own["base_url"] = server_address(arguments)
     about = {"llm": own, "weights": digest, "seed": None if arguments["type"] == "openai" else seed}
-    return AskedLLM.around(made, json.dumps(about, sort_keys=True), cache)
+    return AskedLLM.around(made, json.dumps(about, sort_keys=True), cache, cache_bytes)
 
 
 def _make(

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tracemalloc
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from acorn.recipe import Step
 from acorn.resolve import Resolved, resolve
@@ -20,52 +17,10 @@ from acorn.run import describe_job
 from acorn.worker import load_job
 from eval.config import EvaluateConfig
 from eval.contamination import texts
-from eval.ngrams import Index, _chunks, words
 from eval.stage import EVALUATE, PASS
 from eval.suite import read_problems, read_prose
 from registry import Artifact, Registry, Spec
 from tests.jobs import make_job, run_here
-
-LETTERS = st.lists(st.sampled_from("abc"), max_size=40).map(" ".join)
-
-
-def windows(text: str, n: int) -> set[tuple[str, ...]]:
-    split = words(text)
-    return {tuple(split[start : start + n]) for start in range(len(split) - n + 1)}
-
-
-@settings(suppress_health_check=[HealthCheck.too_slow], deadline=None)
-@given(items=st.lists(LETTERS, max_size=5), corpus=st.lists(LETTERS, max_size=5), n=st.integers(2, 6))
-def test_the_index_finds_what_sets_of_n_grams_find(items: list[str], corpus: list[str], n: int) -> None:
-    index = Index(items, n)
-    known = set().union(*(windows(text, n) for text in corpus))
-    assert index.counts.tolist() == [len(windows(item, n)) for item in items]
-    assert index.of_items(index.search(corpus)).tolist() == [len(windows(item, n) & known) for item in items]
-
-
-def test_case_punctuation_and_accents_do_not_hide_an_overlap() -> None:
-    assert words("L'élève A-t-il fini?  3,000 FOIS") == words("l eleve a t il fini 3 000 fois")
-
-
-def test_a_long_text_loses_no_n_gram_where_it_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.ngrams.CHUNK_WORDS", 1000)
-    tokens = [str(place) for place in range(2030)]
-    found = [piece[start : start + 13] for piece in _chunks(tokens, 13) for start in range(len(piece) - 12)]
-    assert found == [tokens[start : start + 13] for start in range(len(tokens) - 12)]
-
-
-def test_memory_does_not_grow_with_the_corpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("eval.ngrams.CHUNK_WORDS", 10_000)
-    index = Index(["the quick brown fox jumps over the lazy dog and then sleeps until noon"], 13)
-    peaks = []
-    for size in (20, 80):
-        random = np.random.default_rng(0)
-        corpus = (" ".join(map(str, random.integers(0, 999, 2000))) for _ in range(size))
-        tracemalloc.start()
-        assert not index.search(corpus).any()
-        peaks.append(tracemalloc.get_traced_memory()[1])
-        tracemalloc.stop()
-    assert peaks[1] < 1.3 * peaks[0]
 
 
 def test_every_text_of_a_row_is_read_and_its_names_are_not(tmp_path: Path) -> None:

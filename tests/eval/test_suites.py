@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from acorn.resolve import canonical_identity
 from acorn.stage import Job
 from eval.catalogue import suite_names
-from eval.check import check
+from eval.check import check, check_test_sets
 from eval.config import EvaluateConfig, EvaluateExecution
-from eval.stage import EVALUATE
+from eval.stage import EVALUATE, TEST_SETS
 from registry import Registry
 from tests.jobs import make_job, run_here
 
@@ -177,3 +177,18 @@ def test_a_row_that_is_no_json_is_refused_by_name(tmp_path: Path, tiny_tokenizer
     config = {"tasks": ["capitals"], "define": {"capitals": {"data": str(rows), **TEMPLATE}}}
     with pytest.raises(ValueError, match=r"task capitals\|0: its data \(folder rows\) cannot be loaded"):
         run_here(EVALUATE, make_job(EVALUATE, tmp_path, config, inputs={"base": tiny_tokenizer}))
+
+
+def test_the_items_of_an_evaluation_are_written_down_for_those_who_must_keep_them_out(tmp_path: Path) -> None:
+    folder = rows_at(tmp_path / "capitals", CAPITALS)
+    own = tmp_path / "mine.yaml"
+    own.write_text(json.dumps({"tasks": ["capitals"], "define": {"capitals": {"data": str(folder), **TEMPLATE}}}))
+    evaluation = EvaluateConfig.model_validate({"suites": ["offline", str(own)]})
+    job = make_job(TEST_SETS, tmp_path, evaluation.measures_on)
+    assert check_test_sets(job.config, job.execution) == []
+    assert run_here(TEST_SETS, job) == {"test_sets/capitals|0": 4.0}
+    lines = [json.loads(line) for line in (job.out / "items.jsonl").read_text().splitlines()]
+    assert lines[0] == {"set": "capitals|0", "text": "The capital of France is"} and len(lines) == 4
+    with pytest.raises(ValidationError, match="acorn:prose is asked of a corpus"):
+        TEST_SETS.identity.model_validate({"tasks": ["acorn:prose"]})
+    assert EvaluateConfig.model_validate({"suites": ["offline"]}).measures_on == {}

@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from acorn.answers import Answers
 from acorn.stage import Job, Stage
-from posttrain.rewards import REWARDS, unreadable
+from posttrain.rewards import reward_functions, unreadable
 from tests.jobs import make_job, run_here
 from tests.posttrain.conftest import DISTILL, GRPO
 from tests.posttrain.world import files_of, logged
@@ -108,13 +110,28 @@ def completions(*texts: str) -> list[list[dict[str, str]]]:
 
 def test_rewards_are_exact() -> None:
     said = completions("3+4=7\n\n#### 7", "3+4=8\n\n#### 8", "7", "#### 7.0")
-    assert REWARDS["answer"](said, answer=["7"] * 4) == [1, 0, 0, 1]
-    assert REWARDS["steps"](said) == [1, 0, 1, 0]
-    assert REWARDS["math"](completions("so $\\frac{2}{4}$", "$0.6$", ""), answer=["\\frac{1}{2}"] * 3) == [1, 0, 0]
+    with Answers() as answers:
+        of_answer, of_steps, of_math = reward_functions(["answer", "steps", "math"], answers)
+        assert [one.__name__ for one in (of_answer, of_steps, of_math)] == ["answer", "steps", "math"]  # TRL logs them
+        assert of_answer(said, answer=["7"] * 4) == [1, 0, 0, 1]
+        assert of_steps(said) == [1, 0, 0, 0]  # nothing for a step that says nothing
+        assert of_steps(completions("3+4=7\n\nso 8\n\n8-1=7\n\n8-1=6\n\n#### 7")) == [0.5]
+        assert of_math(said, answer=["$7$"] * 4) == [1, 0, 1, 1]
+        written = completions("so $\\frac{2}{4}$", "$0.6$", "", "#### 3, so \\boxed{0.5}")
+        assert of_math(written, answer=["\\frac{1}{2}"] * 4) == [1, 0, 0, 1]
+
+
+def test_an_answer_that_takes_for_ever_is_no_reward_even_off_the_main_thread() -> None:
+    with Answers(limit=2) as answers, ThreadPoolExecutor(1) as pool:
+        (of_math,) = reward_functions(["math"], answers)
+        said = completions("\\boxed{9^{9^{9^{9^{9}}}}}", "\\boxed{\\frac{4}{2}}")
+        assert pool.submit(of_math, said, answer=["x", "\\sqrt{4}"]).result() == [0, 1]
+        assert answers.timeouts == 1
 
 
 def test_a_reference_answer_that_a_reward_cannot_read_is_named() -> None:
-    assert unreadable("12", ["answer", "math", "steps"]) is None
-    assert "'x^2' is no number" in (unreadable("x^2", ["answer"]) or "")
-    assert unreadable("x^2", ["math"]) is None
-    assert "math-verify cannot read the answer ''" in (unreadable("", ["math"]) or "")
+    with Answers() as answers:
+        assert unreadable("12", ["answer", "math", "steps"], answers) is None
+        assert "'x^2' is no number" in (unreadable("x^2", ["answer"], answers) or "")
+        assert unreadable("x^2", ["math"], answers) is unreadable("so $x^2$", ["math"], answers) is None
+        assert "math-verify cannot read the answer ''" in (unreadable("", ["math"], answers) or "")

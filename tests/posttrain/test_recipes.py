@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -25,6 +26,9 @@ def recipe(name: str) -> Recipe:
         ("smollm2-1.7b-instruct", "sft", 128, 8, {"learning_rate": 3e-4, "num_train_epochs": 2, "max_length": 8192}),
         ("smollm2-1.7b-instruct", "dpo", 128, 8, {"learning_rate": 1e-6, "num_train_epochs": 3, "beta": 0.5}),
         ("smollm3-instruct", "mid", 128, 64, {"learning_rate": 2e-5, "max_length": 32768, "packing": True}),
+        ("smollm3-instruct", "mid", 128, 64, {"num_train_epochs": 5, "warmup_steps": 0.03, "max_grad_norm": 0.2}),
+        ("smollm3-instruct", "sft", 128, 64, {"num_train_epochs": 5, "lr_scheduler_kwargs": {"min_lr_rate": 0.1}}),
+        ("smollm3-instruct", "apo", 32, 16, {"num_train_epochs": 1, "learning_rate": 1e-6, "warmup_steps": 0.1}),
         ("smollm3-instruct", "sft", 128, 64, {"max_length": 65536, "max_grad_norm": 0.2, "assistant_only_loss": True}),
         ("smollm3-instruct", "apo", 32, 16, {"beta": 0.05, "loss_type": ["apo_zero"], "max_length": 24576}),
     ],
@@ -38,6 +42,21 @@ def test_a_recipe_has_the_handbooks_values(name: str, step: str, batch: int, gpu
     micro, accumulated = split_batch(batch, execution["micro_batch_size"], gpus)
     handbook = {"smollm2": {"sft": (4, 4), "dpo": (2, 8)}, "smollm3": {"mid": (1, 2), "sft": (1, 2), "apo": (1, 2)}}
     assert (micro, accumulated) == handbook[name.split("-")[0]][step]
+
+
+def test_smollm3s_soup_has_the_blogs_weights() -> None:
+    soup = recipe("smollm3-instruct").steps["soup"]
+    assert soup.identity.model_dump()["weights"] == {"apo": 0.9, "mid": 0.1}
+    assert soup.inputs == {"apo": "apo", "mid": "mid"}
+
+
+@pytest.mark.parametrize("name", ["smollm2-360m-instruct", "smollm2-1.7b-instruct", "smollm3-instruct"])
+def test_a_recipe_names_the_files_and_commits_that_its_values_are_from(name: str) -> None:
+    """Commits of alignment-handbook at which its recipes were read."""
+    text = (RECIPES / f"{name}.yaml").read_text(encoding="utf-8")
+    commits = set(re.findall(r"\bcommit\s+(?:# )?([0-9a-f]{7})", text))
+    assert commits and commits <= {"19f0345", "61d7a82", "925acdf"}
+    assert f"recipes/{name.split('-')[0]}/sft/" in text
 
 
 def test_smollm3s_mixture_has_all_25_splits_with_their_weights() -> None:

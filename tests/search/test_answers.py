@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from acorn.answers import Answers
+from acorn.answers import Answers, answer_of, reference_of
 
 PATIENCE = 300.0
 """Seconds: on a busy machine a fraction may take as long as what has no end does on an idle one."""
@@ -37,6 +37,35 @@ def answers() -> Iterator[Answers]:
 )
 def test_the_final_answer_is_found(answers: Answers, text: str, answer: str | None) -> None:
     assert answers.extract(text) == answer
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        (r"So #### 3, or \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+        (r"\boxed{1} and then \fbox{2}, \boxed{ } and left open \boxed{3", "2"),
+        ("The answer is 4.\n\n#### 1,200 dollars", "1200"),
+        ("The answer is 5. No: the answer is $12.50, which is less than 99.", "12.50"),
+        ("The answer is 5. There were 7 of them.", "5"),
+        ("Final answer: x^2 + 1", "x^2 + 1"),
+        (r"The answer is \frac{1}{2}.", r"\frac{1}{2}"),
+        ("The answer is seven.\nThat is 3+4=7", "7"),
+        (r"2 and hence $x = \frac{3}{4}$.", r"x = \frac{3}{4}"),
+        (r"2 and hence \(3ab\) and \[xy\]", "xy"),
+        ("It costs $5 and then $6 more", "6"),
+        ("3-4 is -1, as a share -1/4", "-1/4"),
+        ("no number", None),
+        ("", None),
+    ],
+)
+def test_one_function_decides_what_of_a_text_is_its_answer(text: str, answer: str | None) -> None:
+    assert answer_of(text) == answer
+    assert answer_of(text, marked=True) == (answer if "boxed" in text or "####" in text else None)
+
+
+def test_a_reference_answer_may_have_its_marks() -> None:
+    told = {"72": "72", "x+1": "x+1", "$x+1$": "x+1", "$18": "18", "4+5=9\n#### 9": "9", r"so \boxed{\pi}": r"\pi"}
+    assert {gold: reference_of(gold) for gold in told} == told
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,9 @@ from __future__ import annotations
 import inspect
 import json
 import shutil
+import sqlite3
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +90,96 @@ def test_the_cache_tells_apart_all_that_decides_about_an_answer(tmp_path: Path) 
     assert other.read([key, *others] * 200) == {key: "first"}
     cache.close()
     other.close()
+
+
+def texts_of(size: int, *names: str) -> dict[str, str]:
+    return {name: f"{name} " + "x" * size for name in names}
+
+
+def test_of_a_full_cache_the_least_recently_used_responses_make_room(tmp_path: Path) -> None:
+    path, most = tmp_path / "cache.sqlite", 400_000
+    cache = ResponseCache(path, most)
+    names = [f"{number:04d}" for number in range(400)]
+    for start in range(0, 400, 20):
+        cache.write(texts_of(2000, *names[start : start + 20]))
+        assert cache.read(["0000"]), "it is used again and again"
+        assert path.stat().st_size < 1.2 * most
+    kept = sorted(cache.read(names))
+    assert kept[0] == "0000" and kept[1:] == names[400 - len(kept) + 1 :] and 20 < len(kept) < 200
+    cache.close()
+    small = ResponseCache(path, 100_000)
+    assert 0 < len(small.read(names)) < len(kept), "a smaller limit counts from the start"
+    small.write(texts_of(300_000, "huge"))
+    assert small.read(names) == {}, "what is larger than the limit is not kept, and nothing hangs"
+    small.close()
+    assert path.stat().st_size < 100_000
+
+
+def test_a_cache_from_before_there_was_a_limit_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    with sqlite3.connect(path) as old:
+        old.execute("CREATE TABLE responses (key TEXT PRIMARY KEY, response TEXT NOT NULL)")
+        old.execute("INSERT INTO responses VALUES ('known', 'answer')")
+    old.close()
+    caches = [ResponseCache(path, 10**6), ResponseCache(path)]
+    assert [cache.read(["known"]) for cache in caches] == [{"known": "answer"}] * 2
+    for cache in caches:
+        cache.close()
+
+
+FILLING = """
+import sys
+from pathlib import Path
+from synth.cache import ResponseCache
+cache = ResponseCache(Path(sys.argv[1]), 200_000)
+print("open", flush=True)
+for number in range(10**6):
+    names = [f"{sys.argv[2]}-{number}-{part}" for part in range(10)]
+    cache.write({name: name * 100 for name in names})
+    found = cache.read(names)
+    assert all(response == name * 100 for name, response in found.items())
+    print(number, flush=True)
+"""
+
+
+def test_two_processes_fill_one_cache_and_a_kill_spoils_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "cache.sqlite"
+    fillers = [
+        subprocess.Popen([sys.executable, "-c", FILLING, str(path), name], stdout=subprocess.PIPE, text=True)
+        for name in ("one", "two")
+    ]
+    try:
+        for filler in fillers:  # both at work at once, each well beyond the limit
+            assert filler.stdout is not None
+            assert any(line == "30\n" for line in filler.stdout), "a filler ended by itself"
+        fillers[0].kill()
+        fillers[0].wait()
+        assert fillers[1].stdout is not None
+        assert any(line == "60\n" for line in fillers[1].stdout), "the other one goes on"
+    finally:
+        for filler in fillers:
+            filler.kill()
+            filler.communicate()
+    cache = ResponseCache(path, 200_000)
+    names = [f"{who}-{number}-{part}" for who in ("one", "two") for number in range(2000) for part in range(10)]
+    found = cache.read(names)
+    assert found and all(response == name * 100 for name, response in found.items())
+    cache.close()
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    db.close()
+
+
+def test_a_cache_that_keeps_next_to_nothing_changes_no_row(scripted_server: Scripted, tmp_path: Path) -> None:
+    corpus = texts_corpus(tmp_path / "corpus", *map(mail, range(6)))
+    outs = []
+    for number, size in enumerate([None, 1e-9]):
+        job = make_job(
+            REWRITE, tmp_path / str(number), rewriting(scripted_server), {"cache_size": size}, {"corpus": corpus}
+        )
+        run_here(REWRITE, job)
+        outs.append(files(job.out))
+    assert outs[0] == outs[1]
 
 
 def test_prompts_beyond_the_budget_are_rejected_whatever_the_shards(scripted_server: Scripted, tmp_path: Path) -> None:

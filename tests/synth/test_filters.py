@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import selectors
@@ -15,19 +16,23 @@ import pytest
 
 import synth.jail
 from acorn.answers import Answers
+from acorn.stage import Ancestor
 from synth.budget import affordable, within_tokens
 from synth.conditions import KINDS, broken, draw, say
-from synth.config import Budget
+from synth.config import Budget, Decontaminate
 from synth.embedding import embed, repeats
-from synth.filter_config import Filters, Tags
+from synth.filter_config import Filters, Overlap, Tags
 from synth.filters import is_refusal, repetition, sift
+from synth.held_out import held_out, too_close
 from synth.jail import BROKEN, UNSAFE
 from synth.language import language_of
 from synth.making_config import RewriteConfig, Sandbox, SummariseConfig
 from synth.rating import Rating, read_tags, reason_of
-from synth.results import code_of, path_of, path_of_code, result_of
+from synth.results import code_of, path_of, path_of_code
 from synth.sandbox import Verdict, run_all, run_tests
+from synth.stage import MAGPIE
 from synth.texts import rewrite_reason, summary_reason
+from tests.jobs import make_job
 from tests.synth.worlds import problem, write_corpus
 
 
@@ -59,14 +64,44 @@ def test_a_rejected_row_carries_the_reason_of_the_first_filter_that_objected(tmp
             "minhash": {"tokenizer": "ngrams", "n": 5, "threshold": 0.7},
         }
     )
-    sieve = sift(rows, filters, [corpus])
+    sieve = sift(rows, filters, held_out(make_job(MAGPIE, tmp_path, {"rows": 1}, inputs={"corpus": corpus}), Overlap()))
     assert [each["id"] for each in sieve.kept] == ["kept"]
-    assert {each["id"]: each["reason"] for each in sieve.rejected} == {each["id"]: each["id"] for each in rows[1:]}
+    found = {each["id"]: each["reason"] for each in sieve.rejected}
+    assert found.pop("contaminated") == "contaminated: corpus/problems"
+    assert found == {name: name for name in found} and len(found) == len(rows) - 2
 
 
 def test_an_evaluation_set_without_texts_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="to compare with"):
-        sift([row(GOOD)], Filters(minhash=None), [tmp_path])
+    job = make_job(MAGPIE, tmp_path, {"rows": 1}, inputs={"model": tmp_path, "tests": tmp_path})
+    with pytest.raises(FileNotFoundError, match=r"tests: .* has neither"):
+        held_out(job, Overlap())
+
+
+PROSE = "The old harbour town of the north lies behind a wall of grey stone that the sea has never come over"
+
+
+def test_the_reason_names_the_set_wherever_in_inputs_and_lineage_it_lies(tmp_path: Path) -> None:
+    own = write_corpus(tmp_path / "own", [], [problem(1)])
+    (own / "validation").mkdir()
+    (own / "validation" / "0.jsonl").write_text(
+        json.dumps({"text": PROSE, "source": "prose"}) + "\n" + json.dumps({"text": GOOD, "source": "equations"}) + "\n"
+    )
+    (tmp_path / "asked").mkdir()
+    (tmp_path / "asked" / "items.jsonl").write_text(json.dumps({"set": "gsm8k|5", "text": problem(2)["question"]}))
+    far = write_corpus(tmp_path / "far", [], [problem(3)])
+    ancestors = (
+        Ancestor("corpus", "text", "sha256:0123456789", far, ("model",), ("tokens",)),
+        Ancestor("corpus", "filter", "sha256:f", None, ("model",), ("tokens",)),
+    )
+    job = make_job(MAGPIE, tmp_path, {"rows": 1}, inputs={"corpus": own, "model": tmp_path, "eval": tmp_path / "asked"})
+    tests = held_out(dataclasses.replace(job, ancestors=ancestors), Overlap())
+    assert too_close(["", problem(1)["question"]], tests) == "contaminated: corpus/problems"
+    assert too_close([PROSE + " at all."], tests) == "contaminated: corpus/validation"
+    assert too_close([problem(2)["question"].upper()], tests) == "contaminated: gsm8k|5"
+    assert too_close([problem(3)["question"]], tests) == "contaminated: text 01234567/problems"
+    assert too_close([problem(4)["question"], GOOD], tests) is None, "bits per byte are measured on prose alone"
+    problems_alone = held_out(job, Decontaminate(), prose=False)
+    assert too_close([PROSE], problems_alone) is None and too_close([problem(1)["question"]], problems_alone)
 
 
 @pytest.mark.parametrize(
@@ -213,9 +248,6 @@ def test_what_a_program_sees_of_a_bad_text() -> None:
 
 
 def test_results_are_compared_by_value() -> None:
-    assert result_of(r"So \boxed{\frac{1}{2}} and #### 3") == r"\frac{1}{2}"
-    assert result_of("The end\n#### 1,200") == "1,200"
-    assert result_of("nothing") is None and result_of(r"\boxed{1") is None
     with Answers(limit=300) as results:
         assert results.same("1200", "1,200.0")
         assert results.same(r"\frac{1}{2}", "0.5")

@@ -10,14 +10,15 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from acorn.ngrams import TestSets
 from acorn.tokenizers import copy_tokenizer
 from engine.fake import FakeEngine, Tree
 from engine.interface import Sampling
 from engine.prm_formats import encode_prompt, encode_steps
 from synth.check import check_steps
-from synth.config import Corruption, Decontaminate, StepLabelsConfig
+from synth.config import Corruption, StepLabelsConfig
 from synth.corruptions import KINDS, corrupt
-from synth.curate import TestSet, select
+from synth.curate import select
 from synth.solutions import Solver
 from synth.stage import STEP_LABELS
 from synth.step_check import equation, exact_labels, reference_chain, split
@@ -171,7 +172,7 @@ def test_rows_are_the_samplers_tokens_and_do_not_depend_on_batches_or_shards(
 
 
 def test_problems_of_another_step_can_be_left_out() -> None:
-    tests, problems = TestSet([], Decontaminate()), [problem(number) for number in range(12)]
+    tests, problems = TestSets({}, 8, 0.5), [problem(number) for number in range(12)]
     whole, _ = select(problems, tests, None, seed=3)
     first, _ = select(problems, tests, 5, seed=3)
     behind, _ = select(problems, tests, 4, seed=3, skip=5)

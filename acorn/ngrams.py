@@ -1,8 +1,10 @@
-"""n-grams of the test items, hashed, and the texts of any number of corpora held against them.
+"""n-grams of texts, hashed, and held against each other in both directions.
 
-In memory are about 30 bytes for each n-gram of the items, and one more while a corpus is searched; corpora pass by in
-pieces. An n-gram is compared by 64 bits of hash: among 10^6 of the items, one of 10^9 n-grams of the training text
-would match by accident with probability 5e-5.
+`Index` asks of test items which of their n-grams occur in a corpus (the evaluation's search), `TestSets` asks of a text
+how many of its n-grams occur in test items (what keeps them out of training rows). datatrove, which decontaminates
+corpora, has code of its own. In memory are about 30 bytes for each n-gram of the items, and one more while a corpus is
+searched; corpora pass by in pieces. An n-gram is compared by 64 bits of hash: among 10^6 of the items, one of 10^9
+n-grams of the training text would match by accident with probability 5e-5.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import re
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +20,7 @@ from numpy.typing import NDArray
 Hashes = NDArray[np.uint64]
 
 _WORD = re.compile(r"[^\W_]+")
+_TERM = re.compile(r"\d+(?:[.,]\d+)*|\w+|[-+*/=%<>]")
 _ACCENT = re.compile("[\u0300-\u036f\u1ab0-\u1aff\u1dc0-\u1dff\u20d0-\u20ff\ufe20-\ufe2f]+")
 _MULTIPLIER = 0x9E3779B97F4A7C15  # odd, so that every word's place counts
 KEPT_WORDS = 1_000_000
@@ -31,6 +34,11 @@ def words(text: str) -> list[str]:
     if not text.isascii():
         text = _ACCENT.sub("", unicodedata.normalize("NFKD", text))
     return _WORD.findall(text.lower())
+
+
+def terms(text: str) -> list[str]:
+    """Words, numbers and operators in lower case: in these, two word problems that differ in a sum do differ."""
+    return _TERM.findall(text.lower())
 
 
 class Hasher:
@@ -93,6 +101,48 @@ class Index:
         """How many of its n-grams were seen, for each item."""
         hits = seen[self._places].astype(np.int64)
         return np.bincount(self._owners, weights=hits, minlength=len(self.counts)).astype(np.int64)
+
+
+class TestSets:
+    """Sets of texts that must not be trained on, by name, and the question whether a text is too close to them.
+
+    A text is if its `terms` are those of a test text, or if more than `max_overlap` of its n-grams occur in test texts,
+    of whichever set. Templated texts share whole sentences, so a share decides and not one shared n-gram.
+    """
+
+    __test__ = False  # Not a test class, whatever pytest thinks of the name.
+
+    def __init__(self, sets: Mapping[str, Iterable[str]], n: int, max_overlap: float) -> None:
+        self._hasher = Hasher(n)
+        self._max_overlap = max_overlap
+        self._exact: dict[str, str] = {}
+        self._sets: dict[str, Hashes] = {}
+        empty = np.empty(0, dtype=np.uint64)
+        for name, texts in sets.items():
+            split = [terms(text) for text in texts]
+            for text in split:
+                if text:
+                    self._exact.setdefault(" ".join(text), name)
+            self._sets[name] = np.unique(np.concatenate([empty, *map(self._hasher.hashes, split)]))
+        self._all = np.unique(np.concatenate([empty, *self._sets.values()]))
+
+    def overlapping(self, text: str) -> str | None:
+        """The set that `text` is too close to: the one of an equal text, or of most of its n-grams. None: it is not."""
+        split = terms(text)
+        if (name := self._exact.get(" ".join(split))) is not None:
+            return name
+        own = self._hasher.hashes(split)
+        if not len(own) or _known(own, self._all).sum() / len(own) <= self._max_overlap:
+            return None
+        return max(self._sets, key=lambda one: int(_known(own, self._sets[one]).sum()))
+
+
+def _known(own: Hashes, known: Hashes) -> NDArray[np.bool_]:
+    """Which of `own` are in `known`, which is sorted."""
+    if not len(known):
+        return np.zeros(len(own), dtype=bool)
+    found: NDArray[np.bool_] = known[np.minimum(np.searchsorted(known, own), len(known) - 1)] == own
+    return found
 
 
 def _batched(hasher: Hasher, texts: Iterable[str]) -> Iterator[Hashes]:
