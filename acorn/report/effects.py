@@ -2,7 +2,8 @@
 
 Compared are pairs, item by item, so that what makes an item hard falls out. Beside the score stand two measures that
 move earlier: whether an answer ends with a number at all, and whether its equations hold. A model that was evaluated
-together with another of the same stage and origin (a control) is held against that one, too.
+together with another of the same origin, and of the same stage or on the same rows (a control), is held against that
+one, too.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from acorn.report.markup import NONE, Html, head_number, join, number, table, ta
 from acorn.report.read import Row, Run
 
 _PROSE = "acorn:prose"
+_NO_ROWS = {"model", "tokenizer", "teacher", "gate"}
 
 
 @dataclass(frozen=True)
@@ -94,29 +96,36 @@ def effects(run: Run, results: Results) -> Html | None:
 
 
 def compared(run: Run, results: Results) -> Iterator[tuple[str, str]]:
-    """`(role, other)`: each evaluated model and the evaluated one it was trained from, then its controls."""
+    """`(role, other)`: each evaluated model and the evaluated ones it was made from, then its controls."""
     role_of = {results.made.step.inputs[role]: role for role in results.models if role in results.made.step.inputs}
-    origins = {step: _origin(run, step, role_of) for step in role_of}
+    origins = {step: _origins(run, step, role_of) for step in role_of}
     for step, role in role_of.items():
-        if origin := origins[step]:
+        for origin in origins[step]:
             yield role, role_of[origin]
         for control in role_of:
             if control == step:
                 break
-            if origin and origins[control] == origin and _stage(run, control) == _stage(run, step):
+            if origins[step] and origins[control] == origins[step] and _alike(run, control, step):
                 yield role, role_of[control]
 
 
-def _origin(run: Run, step: str, evaluated: Mapping[str, str]) -> str | None:
-    """The nearest step behind the inputs `model` that was evaluated, too."""
+def _origins(run: Run, step: str, evaluated: Mapping[str, str]) -> list[str]:
+    """The nearest step behind the inputs `model` that was evaluated, too; of a soup, what went into it."""
+    if (made := run.made.get(step)) and made.step.stage.name == "soup":
+        return [source for source in made.step.inputs.values() if source in evaluated]
     while step in run.made and (step := run.made[step].step.inputs.get("model", "")):
         if step in evaluated:
-            return step
-    return None
+            return [step]
+    return []
 
 
-def _stage(run: Run, step: str) -> str:
-    return run.made[step].step.stage.name if step in run.made else ""
+def _alike(run: Run, control: str, step: str) -> bool:
+    """Whether two steps are of one stage, or share an input beside the model and its tokenizer: the same rows."""
+    one, other = (run.made.get(each) for each in (control, step))
+    if one is None or other is None:
+        return False
+    rows = [{each.step.inputs[role] for role in each.step.inputs.keys() - _NO_ROWS} for each in (one, other)]
+    return one.step.stage.name == other.step.stage.name or bool(rows[0] & rows[1])
 
 
 def effect_of(measure: Measure, rows: Sequence[Row], others: Sequence[Row]) -> Effect | None:

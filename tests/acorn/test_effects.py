@@ -74,17 +74,37 @@ steps:
   between: {stage: sft, inputs: {model: sft, chat: chat}, config: {global_batch_size: 16}}
   last: {stage: sft, inputs: {model: between, chat: chat}, config: {global_batch_size: 16}}
   scores: {stage: evaluate, inputs: {corpus: corpus, base: base, control: seed, sft: sft, last: last}}
+
+  taught: {stage: distill, inputs: {model: base, teacher: last, chat: chat}, config: {global_batch_size: 16}}
+  rewarded: {stage: grpo, inputs: {model: base, corpus: corpus}, config: {global_batch_size: 16}}
+  soup: {stage: soup, inputs: {one: seed, two: sft, three: between}}
+  others: {stage: evaluate, inputs: {corpus: corpus, base: base, seed: seed, taught: taught, rewarded: rewarded}}
+  averaged: {stage: evaluate, inputs: {corpus: corpus, base: base, one: seed, two: sft, soup: soup}}
 """
 
 
-def test_a_model_stands_against_its_nearest_evaluated_origin_and_its_control(tmp_path: Path) -> None:
-    path = tmp_path / "controlled.yaml"
+def pairs_of(step: str, folder: Path) -> list[tuple[str, str]]:
+    """What the report compares of an evaluation in CONTROLLED, as if it had been run."""
+    path = folder / "controlled.yaml"
     path.write_text(CONTROLLED)
-    run: Run = read_run(load_recipe(path), Registry(tmp_path / "home"))
-    roles = ("base", "control", "sft", "last")
-    results = Results(run.made["scores"], {role: {} for role in roles}, dict.fromkeys(roles, 0))
+    run: Run = read_run(load_recipe(path), Registry(folder / "home"))
+    roles = [role for role in run.made[step].step.inputs if role != "corpus"]
+    return list(compared(run, Results(run.made[step], {role: {} for role in roles}, dict.fromkeys(roles, 0))))
+
+
+def test_a_model_stands_against_its_nearest_evaluated_origin_and_its_control(tmp_path: Path) -> None:
     found = [("control", "base"), ("sft", "base"), ("sft", "control"), ("last", "sft")]
-    assert list(compared(run, results)) == found
+    assert pairs_of("scores", tmp_path) == found
+
+
+def test_a_model_of_another_stage_on_the_same_rows_has_a_control_and_one_on_others_has_none(tmp_path: Path) -> None:
+    found = [("seed", "base"), ("taught", "base"), ("taught", "seed"), ("rewarded", "base")]
+    assert pairs_of("others", tmp_path) == found
+
+
+def test_a_soup_stands_against_each_model_in_it_that_was_evaluated(tmp_path: Path) -> None:
+    found = [("one", "base"), ("two", "base"), ("two", "one"), ("soup", "one"), ("soup", "two")]
+    assert pairs_of("averaged", tmp_path) == found
 
 
 def test_the_page_tells_every_stages_effect_in_words(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
-"""The recipes on real text: what their first lines say works, and configs/instruct.yaml measures each stage."""
+"""The recipes on real text: what their first lines say works, and configs/instruct.yaml measures each stage, as does
+configs/effects.yaml."""
 
 from __future__ import annotations
 
@@ -74,3 +75,33 @@ def test_the_recipe_with_a_better_writer_in_the_docs_lets_it_write_all_five_and_
 def test_a_model_under_a_role_of_the_recipes_choosing_can_be_replaced_by_set() -> None:
     recipe = load_recipe(RECIPES / "instruct.yaml", ["eval.grpo=dpo"])
     assert recipe.steps["eval"].inputs["grpo"] == "dpo"
+
+
+@pytest.fixture(scope="module")
+def effects() -> Recipe:
+    return load_recipe(RECIPES / "effects.yaml")
+
+
+def test_the_effects_are_measured_on_the_headlines_own_models(effects: Recipe) -> None:
+    headline = load_recipe(RECIPES / "headline.yaml")
+    for name in ("sft", "small-sft"):
+        for step in (name, *effects.upstream(name)):
+            assert effects.steps[step].identity == headline.steps[step].identity, step
+            assert effects.steps[step].inputs == headline.steps[step].inputs, step
+
+
+def test_every_way_of_post_training_is_evaluated_with_what_it_was_made_from(effects: Recipe) -> None:
+    models = {name for name, step in effects.steps.items() if step.stage.output == "model"}
+    assert models - set(effects.steps["eval"].inputs.values()) == {"base"}  # the sibling's
+
+
+def test_what_was_distilled_and_its_control_differ_by_the_teacher_alone(effects: Recipe) -> None:
+    taught, control = effects.steps["distill"], effects.steps["more"]
+    assert {**control.inputs, "teacher": "sft"} == taught.inputs
+    one, other = (step.identity.model_dump() for step in (taught, control))
+    training = [one.pop("training"), other.pop("training")]
+    assert one == other
+    shared = training[0].keys() & training[1].keys()
+    assert {name for name in shared if training[0][name] != training[1][name]} == set()
+    assert training[0].keys() - shared == {"max_completion_length", "beta"}
+    assert training[1].keys() - shared == {"max_length"}
