@@ -1,7 +1,7 @@
 """Rewards that a program checks: functions `(completions, answer, ...) -> a number per completion`, as TRL calls them.
 
-A completion is a conversation of one assistant's turn. Nothing is learned here, so nothing can be flattered; what such
-a reward does not see (style, length, a right answer by wrong steps) it does not teach.
+A completion is a conversation of one assistant's turn. Nothing is learned here, so nothing can be flattered, but what can be
+left out will be; what such a reward does not see (style, length, a right answer by wrong steps) it does not teach.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def answer(completions: Completions, answer: Sequence[str], **_: Any) -> list[fl
 def steps(completions: Completions, **_: Any) -> list[float]:
     """The share of steps with equations that hold; it rewards no answer, so set it beside one that does.
 
-    A step without an equation earns nothing: when it did, a model that GRPO trained on GSM8K stopped writing any in 41 %
-    of its answers.
+    A step without an equation earns nothing: when it did, a model that GRPO trained on GSM8K stopped writing any in
+    41 % of its answers.
     """
     return [proven_share(_text(one)) for one in completions]
 

@@ -1,9 +1,9 @@
 """What each stage did: every evaluated model against the one it was made from, over the same items.
 
 Compared are pairs, item by item, so that what makes an item hard falls out. Beside the score stand two measures that
-move earlier: whether an answer ends with a number at all, and whether its equations hold. A model that was evaluated
-together with another of the same origin, and of the same stage or on the same rows (a control), is held against that
-one, too.
+move earlier: whether an answer ends with a number at all, and the share of its steps whose equations hold. A model that
+was evaluated together with another of the same origin, and of the same stage or on the same rows (a control), is held
+against that one, too.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from acorn.problems import final_answer, first_wrong_step, split_steps
+from acorn.problems import final_answer, proven_share
 from acorn.report.evaluation import PROBLEMS, Results
 from acorn.report.markup import NONE, Html, head_number, join, number, table, tag
 from acorn.report.read import Row, Run
@@ -51,16 +51,12 @@ def _solved(row: Row) -> tuple[float, float]:
     return float(row["correct"]), 1.0
 
 
-def _over_answers(holds: Callable[[str], bool]) -> Callable[[Row], tuple[float, float]]:
+def _over_answers(holds: Callable[[str], float]) -> Callable[[Row], tuple[float, float]]:
     def item(row: Row) -> tuple[float, float]:
         answers = [str(each or "") for each in row.get("predictions") or [row["prediction"]]]
         return sum(map(holds, answers)) / len(answers), 1.0
 
     return item
-
-
-def _sound(answer: str) -> bool:
-    return bool(split_steps(answer)) and first_wrong_step(answer) is None
 
 
 def _bits(row: Row) -> tuple[float, float]:
@@ -70,7 +66,7 @@ def _bits(row: Row) -> tuple[float, float]:
 MEASURES = (
     Measure("solved", PROBLEMS, _solved),
     Measure("ends with a number", PROBLEMS, _over_answers(lambda answer: final_answer(answer) is not None)),
-    Measure("no false equation", PROBLEMS, _over_answers(_sound)),
+    Measure("steps that hold", PROBLEMS, _over_answers(proven_share)),
     Measure("bits per byte", _PROSE, _bits, scale=1.0, less_is_better=True),
 )
 

@@ -60,7 +60,7 @@ def test_an_answers_form_counts_over_all_answers_to_a_problem() -> None:
     after = [problem(i, True) | several for i in range(2)]
     ends, sound, solved = (effect_of(each, after, before) for each in (ENDS, SOUND, SOLVED))
     assert ends is not None and sound is not None and solved is not None
-    assert (ends.difference, sound.difference, solved.difference) == (-0.5, -0.5, -0.5)
+    assert (ends.difference, sound.difference, solved.difference) == (-0.5, -0.75, -0.5)
 
 
 CONTROLLED = """

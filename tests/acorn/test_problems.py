@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from acorn.problems import final_answer, first_wrong_step, is_correct, split_steps
+from acorn.problems import final_answer, first_wrong_step, is_correct, proven_share, split_steps
 
 GSM8K = Path(__file__).resolve().parents[3] / "shared" / "data" / "gsm8k" / "train.jsonl"
 
@@ -32,6 +32,13 @@ def test_the_first_wrong_step_is_found_by_executing_its_equation() -> None:
     assert first_wrong_step(right.replace("89", "79").replace("178", "158")) is None
 
 
+def test_a_step_without_an_equation_is_not_wrong_and_proves_nothing() -> None:
+    said = "He has 4.\n\nBuys 5: 4+5=9\n\nSells 1: 9-1=7\n\n9-1=8, 8-1=6\n\n#### 8"
+    assert first_wrong_step(said) == 2
+    assert proven_share(said) == 0.25
+    assert proven_share("#### 8") == proven_share("") == 0
+
+
 def test_prose_that_only_looks_like_an_equation_is_not_executed() -> None:
     assert (
         first_wrong_step("He practises 20 minutes/day * 3 = 60 minutes\nThus 60 x 60/100=36 students\n#### 36") is None
@@ -48,3 +55,4 @@ def test_nearly_all_of_gsm8k_checks() -> None:
     rows = [json.loads(line)["answer"] for line in GSM8K.open()]
     assert all(final_answer(row) is not None for row in rows)
     assert sum(first_wrong_step(row) is not None for row in rows) / len(rows) < 0.01
+    assert sum(map(proven_share, rows)) / len(rows) == pytest.approx(0.912, abs=1e-3)
