@@ -1,7 +1,7 @@
 """Rewards that a program checks: functions `(completions, answer, ...) -> a number per completion`, as TRL calls them.
 
-A completion is a conversation of one assistant's turn. Nothing is learned here, so nothing can be flattered, but what can be
-left out will be; what such a reward does not see (style, length, a right answer by wrong steps) it does not teach.
+A completion is a conversation of one assistant's turn. Nothing is learned here, so nothing can be flattered, but what
+can be left out will be; what a reward does not see (style, length, a right answer by wrong steps) it does not teach.
 """
 
 from __future__ import annotations
