@@ -219,7 +219,10 @@ def test_definitions_of_two_tools_do_not_meet() -> None:
     }
 
 
-def test_tools_of_an_mcp_server_are_called_and_their_errors_told(gguf: Path, tmp_path: Path) -> None:
+def test_tools_of_an_mcp_server_are_called_and_their_errors_told(
+    gguf: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ondevice.mcp.TIMEOUT", 400.0)  # seconds: it imports the library, on a busy machine
     (tmp_path / "server.py").write_text(SERVER)
     with mcp_tools([f"{sys.executable} {tmp_path / 'server.py'}"]) as specs:
         by_name = {spec.name: spec for spec in specs}

@@ -220,7 +220,7 @@ def test_a_client_that_leaves_frees_its_sequence(guarded: Running) -> None:
 def test_one_request_too_many_is_429_and_says_when_to_come_again(guarded: Running) -> None:
     waiting = threading.Thread(target=lambda: guarded.client().chat.completions.create(**{**ENDLESS, "max_tokens": 1}))
     with connect(guarded, json.dumps(ENDLESS).encode()):
-        until(lambda: guarded.app.state.admitted == 1)
+        until(lambda: guarded.supervisor.in_flight == 1)  # so the next comes behind it
         waiting.start()
         until(lambda: guarded.app.state.admitted == 2)
         refused = guarded.post("/v1/chat/completions", {"messages": ASK}, headers=key(guarded))
