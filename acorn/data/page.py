@@ -48,13 +48,15 @@ def _form(seen: Seen) -> Html:
 
 
 def _reasons(seen: Seen) -> list[tuple[str, int]]:
-    """Reasons by their number; those of one kind behind a line for all of them."""
+    """Reasons by their number; those that say more behind a line for all of their kind."""
     kinds: dict[str, list[tuple[str, int]]] = {}
     for why, count in seen.reasons.most_common():
         kinds.setdefault(str(kind_of(why)), []).append((why, count))
     found: list[tuple[str, int]] = []
     for kind, some in kinds.items():
-        found += [(kind, sum(count for _, count in some))] * (len(some) > 1) + some
+        if len(some) > 1:
+            some = [(kind, sum(count for _, count in some)), *(one for one in some if one[0] != kind)]
+        found += some
     return found
 
 

@@ -46,17 +46,17 @@ def test_rows_come_page_by_page_the_rejected_last_with_their_reason(
 
 
 def test_a_kind_of_reason_stands_for_all_that_say_more(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    reasons = ("contaminated: exam/problems", "contaminated: gsm8k|5", "contaminated: gsm8k|5", "too_short")
+    reasons = ("contaminated: exam/problems", "contaminated", "contaminated: gsm8k|5", "too_short")
     rows = [chat(f"r{number}", f"Answer {number}", reason=reason) for number, reason in enumerate(reasons)]
     (tmp_path / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     every = say(capsys, str(tmp_path), "--reason", "contaminated")
     assert [f"Answer {number}" in every for number in range(4)] == [True, True, True, False]
     assert "rejected: contaminated: exam/problems" in every
     one = say(capsys, str(tmp_path), "--reason", "contaminated: gsm8k|5")
-    assert [f"Answer {number}" in one for number in range(4)] == [False, True, True, False]
+    assert [f"Answer {number}" in one for number in range(4)] == [False, False, True, False]
     assert say(capsys, str(tmp_path), "--html", str(tmp_path / "rows.html"))
     page = (tmp_path / "rows.html").read_text()
-    for label in ("contaminated (3)", "contaminated: gsm8k|5 (2)", "contaminated: exam/problems (1)", "too_short (1)"):
+    for label in ("contaminated (3)", "contaminated: gsm8k|5 (1)", "contaminated: exam/problems (1)", "too_short (1)"):
         assert page.count(f">{label}<") == 1, label
 
 
