@@ -36,6 +36,8 @@ _ANYWHERE = re.compile(r"(?<![\w.,)])-?\d[\d,]*(?:\.\d+)?(?:/\d+)?|(?<=[\w.,)])\
 _WITH_WORDS = re.compile(rf"\$?\s*({_NUMBER})[^\d\\^/*+=(){{}}]*")
 """A number and perhaps a unit; what holds more mathematics than that is no plain number."""
 _EXACT = re.compile(rf"\$?({_NUMBER}(?:/\d+)?)")
+KEPT_PAIRS = 100_000
+"""Comparisons remembered."""
 _START_LIMIT = 120.0
 """Seconds for importing sympy on a busy machine."""
 
@@ -115,6 +117,8 @@ class Answers:
             return bool(numbers[0] == numbers[1])
         key = (first, second)
         if key not in self._known:
+            if len(self._known) >= KEPT_PAIRS:  # training asks for days
+                self._known.clear()
             self._known[key] = self._ask(first, second)
         return self._known[key]
 

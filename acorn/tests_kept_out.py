@@ -33,9 +33,11 @@ def steps_to_add(steps: Mapping[str, Step]) -> dict[str, dict[str, Any]]:
 def with_test_sets(steps: Mapping[str, Step]) -> dict[str, Step]:
     """The steps, those that keep tests out with the recipe's test sets as further inputs."""
     sources = list(dict.fromkeys(_sources(steps)))
-    return {
-        name: _with(step, sources, steps) if step.identity.keeps_out_tests else step for name, step in steps.items()
-    }
+    found = dict(steps)
+    for name, step in steps.items():
+        if step.identity.keeps_out_tests:
+            found[name] = _with(step, sources, found)  # with what was added before: no two steps wait for each other
+    return found
 
 
 def _sources(steps: Mapping[str, Step]) -> Iterator[str]:

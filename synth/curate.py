@@ -42,7 +42,7 @@ def select(
     """`count` problems drawn by `seed`, behind the first `skip`, and those refused with the reason, in a fixed order.
 
     Refused are a question asked before (`duplicate_question`) and one too close to a test set
-    (`contaminated: <its name>`).
+    (`contaminated`, `contaminated: <set>`).
     Fewer than `count` are returned only if the corpus has no more.
     """
     order = list(range(len(problems)))

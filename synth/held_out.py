@@ -17,6 +17,7 @@ from synth.filter_config import Overlap
 from synth.shards import read_jsonl
 
 PROBLEMS, ITEMS = "problems/test.jsonl", "items.jsonl"
+OWN_PROBLEMS = "corpus/problems"
 OWN_ROLES = ("model", "gguf", "judge", "reward", "embedder", "corpus", "prompts")
 """Inputs with a job of their own; every other one names an evaluation set."""
 
@@ -31,7 +32,7 @@ def held_out(job: Job, settings: Decontaminate | Overlap, prose: bool = True) ->
         sets = _sets(role, folder)
         if not sets and role not in OWN_ROLES:
             raise FileNotFoundError(f"{role}: {folder} has neither {PROBLEMS}, validation/*.jsonl nor {ITEMS}")
-        found |= {name: texts for name, texts in sets.items() if prose or role != "corpus" or name == "corpus/problems"}
+        found |= {name: texts for name, texts in sets.items() if prose or role != "corpus" or name == OWN_PROBLEMS}
     for ancestor in job.ancestors:
         name = f"{ancestor.stage} {ancestor.digest.removeprefix('sha256:')[:8]}"
         if ancestor.path is None:
@@ -42,9 +43,12 @@ def held_out(job: Job, settings: Decontaminate | Overlap, prose: bool = True) ->
 
 
 def too_close(texts: Iterable[str], tests: TestSets) -> str | None:
-    """The reason against a row with these texts: `contaminated: <set>`, for the first that is too close to one."""
+    """The reason against a row with these texts, for the first that is too close to a test set: `contaminated: <set>`.
+
+    `contaminated` alone is the corpus's own test problems, as it was before there were others: no artifact changes.
+    """
     found = next(filter(None, map(tests.overlapping, texts)), None)
-    return None if found is None else f"contaminated: {found}"
+    return None if found is None else "contaminated" if found == OWN_PROBLEMS else f"contaminated: {found}"
 
 
 def _sets(name: str, folder: Path) -> dict[str, list[str]]:

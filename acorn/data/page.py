@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib.resources import files
 
 from acorn.data.parts import parts
-from acorn.data.rows import Found, Seen
+from acorn.data.rows import Found, Seen, kind_of
 from acorn.report.markup import Html, tag, trusted
 
 PAGE_ROWS = 500
@@ -41,10 +41,23 @@ def render(name: str, rows: Sequence[Found], seen: Seen, summary: str) -> str:
 def _form(seen: Seen) -> Html:
     choices = [tag("option", label, value=label) for label in ("all", "kept", "rejected")]
     # A reason is marked off from the three words above by a colon, in case one is called "kept".
-    choices += [tag("option", f"{why} ({count})", value=f":{why}") for why, count in seen.reasons.most_common()]
+    choices += [tag("option", f"{why} ({count})", value=f":{why}") for why, count in _reasons(seen)]
     select = tag("select", *choices, name="reason", aria_label="which rows")
     words = tag("input", name="words", type="search", placeholder="words in a row", aria_label="words in a row")
     return tag("form", select, words, tag("output"), tag("small", "j, k: next, previous"), hidden=True)
+
+
+def _reasons(seen: Seen) -> list[tuple[str, int]]:
+    """Reasons by their number; those that say more behind a line for all of their kind."""
+    kinds: dict[str, list[tuple[str, int]]] = {}
+    for why, count in seen.reasons.most_common():
+        kinds.setdefault(str(kind_of(why)), []).append((why, count))
+    found: list[tuple[str, int]] = []
+    for kind, some in kinds.items():
+        if len(some) > 1:
+            some = [(kind, sum(count for _, count in some)), *(one for one in some if one[0] != kind)]
+        found += some
+    return found
 
 
 def _article(found: Found) -> Html:

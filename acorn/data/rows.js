@@ -8,7 +8,7 @@ function filter() {
   let shown = 0;
   for (const row of rows) {
     const own = row.dataset.reason ?? "";
-    const fits = reason === "all" || (reason === "kept" ? own === "" : reason === "rejected" ? own !== "" : own === reason.slice(1));
+    const fits = reason === "all" || (reason === "kept" ? own === "" : reason === "rejected" ? own !== "" : own === reason.slice(1) || own.startsWith(reason.slice(1) + ":"));
     row.hidden = !(fits && row.textContent.toLowerCase().includes(words));
     shown += !row.hidden;
   }

@@ -43,7 +43,7 @@ class Wanted:
     kept: bool = True
     rejected: bool = True
     reasons: frozenset[str] = frozenset()
-    """Only rows rejected for one of these."""
+    """Only rows rejected for one of these; `contaminated` stands for `contaminated: corpus/problems` as well."""
     grep: re.Pattern[str] | None = None
     """Searched for in the row as JSON."""
 
@@ -51,9 +51,14 @@ class Wanted:
         reason = found.reason
         if not (self.kept if reason is None else self.rejected):
             return False
-        if self.reasons and reason not in self.reasons:
+        if self.reasons and not self.reasons & {reason, kind_of(reason)}:
             return False
         return self.grep is None or bool(self.grep.search(text))
+
+
+def kind_of(reason: str | None) -> str | None:
+    """What stands before the colon: `contaminated` of `contaminated: corpus/problems`."""
+    return reason and reason.partition(":")[0]
 
 
 @dataclass

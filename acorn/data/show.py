@@ -98,7 +98,7 @@ def _text(text: str, style: str) -> Text:
 
 def summary(seen: Seen, size: int, first: int) -> str:
     """One line: what there is, and which page this was."""
-    rejected = ", ".join(f"{reason} {count}" for reason, count in seen.reasons.most_common())
+    rejected = ", ".join(f"{count} {reason}" for reason, count in seen.reasons.most_common())
     pages = max(1, -(-seen.passed // size))
     return (
         f"page {first // size + 1} of {pages}, {seen.passed} rows shown by the filters; "

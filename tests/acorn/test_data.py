@@ -14,12 +14,13 @@ from acorn.__main__ import main
 EVIL = "<script>alert(1)</script>\x1b[2J"
 
 
+def chat(name: str, answer: str, **more: Any) -> dict[str, Any]:
+    turns = [{"role": "user", "content": f"Question {name}"}, {"role": "assistant", "content": answer}]
+    return {"id": name, "messages": turns, "level": 1} | more
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    def chat(name: str, answer: str, **more: Any) -> dict[str, Any]:
-        turns = [{"role": "user", "content": f"Question {name}"}, {"role": "assistant", "content": answer}]
-        return {"id": name, "messages": turns, "level": 1} | more
-
     kept = [chat(f"k{number}", f"Answer {number}") for number in range(25)]
     rejected = [chat("r0", EVIL, reason="refusal"), chat("r1", "Sorry", reason="too_short")]
     for name, rows in (("train", kept), ("rejected", rejected)):
@@ -38,10 +39,25 @@ def test_rows_come_page_by_page_the_rejected_last_with_their_reason(
 ) -> None:
     first = say(capsys, str(folder))
     assert "Question k0" in first and "Question k9" in first and "Question k10" not in first
-    assert "page 1 of 3" in first and "25 kept, 2 rejected (refusal 1, too_short 1)" in first
+    assert "page 1 of 3" in first and "25 kept, 2 rejected (1 refusal, 1 too_short)" in first
     last = say(capsys, str(folder), "--page", "3")
     assert "Question k24" in last and "rejected: refusal" in last and "rejected.jsonl:1" in last
     assert "\x1b" not in last, "a row cannot steer the terminal"
+
+
+def test_a_kind_of_reason_stands_for_all_that_say_more(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    reasons = ("contaminated: exam/problems", "contaminated", "contaminated: gsm8k|5", "too_short")
+    rows = [chat(f"r{number}", f"Answer {number}", reason=reason) for number, reason in enumerate(reasons)]
+    (tmp_path / "rejected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    every = say(capsys, str(tmp_path), "--reason", "contaminated")
+    assert [f"Answer {number}" in every for number in range(4)] == [True, True, True, False]
+    assert "rejected: contaminated: exam/problems" in every
+    one = say(capsys, str(tmp_path), "--reason", "contaminated: gsm8k|5")
+    assert [f"Answer {number}" in one for number in range(4)] == [False, False, True, False]
+    assert say(capsys, str(tmp_path), "--html", str(tmp_path / "rows.html"))
+    page = (tmp_path / "rows.html").read_text()
+    for label in ("contaminated (3)", "contaminated: gsm8k|5 (1)", "contaminated: exam/problems (1)", "too_short (1)"):
+        assert page.count(f">{label}<") == 1, label
 
 
 def test_filters_by_reason_state_and_pattern(capsys: pytest.CaptureFixture[str], folder: Path) -> None:

@@ -74,6 +74,14 @@ def test_a_test_set_made_from_the_step_itself_closes_no_circle(tmp_path: Path) -
     }
     steps["exam"]["config"] = {"classifier": {"threshold": 0.5}}
     assert recipe(tmp_path, **steps).steps["chat"].inputs == {"corpus": "seed"}
+    for name, copy in (("chat", "first"), ("exam", "second"), ("judge", "third")):  # each reaches the other's test set
+        steps[copy] = json.loads(json.dumps(steps[name]))
+    steps["third"]["inputs"]["chat"] = "first"
+    steps["second"]["inputs"]["classifier"] = "third"
+    steps["again"] = {"stage": "evaluate", "inputs": {"corpus": "second", "base": "writer"}}
+    found = recipe(tmp_path, **steps).steps
+    assert found["chat"].inputs == {"corpus": "seed", "second": "second"}
+    assert found["first"].inputs == {"corpus": "seed"}
 
 
 @pytest.mark.parametrize("name", ["smoke", "quickstart", "headline", "instruct", "gsm8k"])

@@ -290,6 +290,17 @@ def test_prompts_of_pairs_are_drawn_by_the_seed_not_the_first_ones(tmp_path: Pat
     assert sorted(drawn[0]) != [line["id"] for line in lines[:8]]
 
 
+def test_a_prompt_too_close_to_a_test_set_gets_no_pair(tmp_path: Path) -> None:
+    exam = write_corpus(tmp_path / "exam", [], [problem(3)])
+    asked = [problem(number)["question"] for number in (3, 4)]
+    lines = [{"id": str(n), "messages": [{"role": "user", "content": text}]} for n, text in enumerate(asked)]
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    inputs = {"prompts": tmp_path, "exam": exam}
+    kept, refused = prompts_of(make_job(PREFERENCE_PAIRS, tmp_path / "job", {"rank": {"type": "reward"}}, {}, inputs))
+    assert [prompt["id"] for prompt in kept] == ["1"]
+    assert [(row["id"], row["reason"]) for row in refused] == [("0", "contaminated: exam/problems")]
+
+
 def test_an_answer_that_was_cut_is_never_the_chosen_one() -> None:
     prompt, rank = {"id": "p", "messages": [], "level": 0}, None
     cut, empty, whole = ({"text": text, "finished": text == "c"} for text in ("a", " ", "c"))

@@ -61,12 +61,12 @@ def test_what_is_wrong_repeated_or_in_the_test_set_is_rejected_with_its_reason(t
         "010": "wrong_answer",
         "011": "wrong_step",
         "012": "no_answer",
-        "014": "contaminated: corpus/problems",
-        "015": "contaminated: corpus/problems",
+        "014": "contaminated",
+        "015": "contaminated",
     }
     assert len(rows(job.out / "train.jsonl")) == 6
     stats = json.loads((job.out / "stats.json").read_text())
-    assert stats["rejected"]["contaminated: corpus/problems"] == 2
+    assert stats["rejected"]["contaminated"] == 2
     assert stats["rows"] == 9
 
 
