@@ -56,11 +56,11 @@ Seconds = tuple[float, float]
 
 def measure_conversion(model: Path, folder: Path, types: list[str], repeats: int) -> dict[str, Seconds]:
     """Best seconds of a copy of the weights, of a conversion to each type, and of a copy of its result."""
-    from export import gguf as writer
+    from export import blocks
     from export.gguf import write_gguf
 
     def as_gguf_py() -> None:
-        with mock.patch.object(writer, "encode", lambda matrix, kind: gguf.quants.quantize(matrix.numpy(), kind)):
+        with mock.patch.object(blocks, "encode", lambda matrix, kind: gguf.quants.quantize(matrix.numpy(), kind)):
             write_gguf(model, target, "q8_0", {"name": "benchmark"})
 
     source, target = model / "model.safetensors", folder / "target"
