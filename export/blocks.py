@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
@@ -69,7 +69,8 @@ def encode(matrix: torch.Tensor, kind: GGMLQuantizationType) -> np.ndarray:
 def _pieces(matrix: torch.Tensor) -> Iterable[torch.Tensor]:
     if matrix.dim() < 2:
         return [matrix]
-    return matrix.split(max(1, _PIECE // matrix.shape[-1]))
+    pieces: Iterable[torch.Tensor] = matrix.split(max(1, _PIECE // matrix.shape[-1]))  # type: ignore[no-untyped-call]
+    return pieces
 
 
 def _blocks(matrix: torch.Tensor, size: int, pack: Callable[[torch.Tensor, torch.Tensor], None]) -> np.ndarray:
@@ -149,7 +150,7 @@ def _nibbles(numbers: torch.Tensor) -> torch.Tensor:
     return _bytes(words[:, :2] | (words[:, 2:] << 4))
 
 
-def _bytes(tensor: torch.Tensor) -> Any:
+def _bytes(tensor: torch.Tensor) -> torch.Tensor:
     import torch
 
     return tensor.view(torch.uint8)
