@@ -132,7 +132,7 @@ def _extreme(blocks: torch.Tensor) -> torch.Tensor:
     top, low = blocks.amax(dim=1, keepdim=True), blocks.amin(dim=1, keepdim=True)
     found = torch.where(top > -low, top, low)
     tied = (top == -low).view(-1).nonzero().view(-1)
-    if len(tied):  # the one or the other sign: which comes first (bfloat16 weights: about one block in a hundred)
+    if len(tied):  # the one or the other sign: which comes first (of random bfloat16 weights 0.7 % of the blocks)
         some = blocks[tied]
         found[tied] = some.gather(1, some.abs().argmax(dim=1, keepdim=True))
     return found
