@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
+from serve.bodies import CompletionRequest, read
+from serve.errors import ApiError
 from tests.serve.servers import NAME, Running
 
 ASK = [{"role": "user", "content": "How many keys does Tom have?"}]
@@ -190,3 +192,19 @@ def test_what_cannot_be_done_is_400_and_says_why(client: OpenAI, change: dict[st
     with pytest.raises(BadRequestError, match=message) as caught:
         chat(client, **change)
     assert caught.value.body["type"] == "invalid_request_error"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"echo": True}, "echo is not supported"),
+        ({"suffix": "."}, "suffix is not supported"),
+        ({"best_of": 2}, "best_of is not supported"),
+        ({"logit_bias": dict.fromkeys(map(str, range(1025)), 0)}, "logit_bias: .* at most 1024 items"),
+    ],
+)
+def test_what_completions_do_not_have_is_refused_when_asked_for(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ApiError, match=message):
+        read(CompletionRequest, json.dumps({"prompt": "a", **asked}).encode())
+    nothing = dict.fromkeys(asked) | {"echo": False}
+    assert read(CompletionRequest, json.dumps({"prompt": "a", **nothing}).encode()).prompt == "a"
