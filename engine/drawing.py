@@ -12,7 +12,7 @@ from torch import Tensor
 
 from engine.interface import Sampling
 from engine.requests import Constraint
-from engine.sampling import best, draw, uniforms
+from engine.sampling import best, draw, uniforms, weigh
 
 
 @dataclass(frozen=True)
@@ -23,13 +23,15 @@ class Ask:
     seed: int
     position: int
     constraint: Constraint | None
+    drawn: Sequence[int] = ()
+    """The tokens behind its prompt."""
 
 
 @dataclass(frozen=True)
 class Drawn:
     token: int
     logprob: float
-    """Under the model's own distribution, whatever a constraint allowed."""
+    """Under the model's own distribution, whatever a constraint allowed or a penalty took."""
     top: tuple[tuple[int, float], ...]
     error: str | None = None
     """Then the rest is void."""
@@ -51,24 +53,22 @@ def draw_rows(logits_BV: Tensor, asks: Sequence[Ask]) -> list[Drawn]:
     for sampling, rows in groups.items():
         index = torch.tensor(rows, device=logits_BV.device)
         masks = {at: allowed[row] for at, row in enumerate(rows) if row in allowed}
-        positions = [asks[row].position for row in rows]
+        group = [asks[row] for row in rows]
         whole = len(rows) == len(asks)
         part = (logits_BV, uniform_B) if whole else (logits_BV[index], uniform_B[index])
-        drawn |= zip(rows, _draw_group(*part, sampling, masks, positions), strict=True)
+        drawn |= zip(rows, _draw_group(*part, sampling, masks, group), strict=True)
     return [drawn[row] for row in range(len(asks))]
 
 
 def _draw_group(
-    logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling, masks: dict[int, Tensor], positions: Sequence[int]
+    logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling, masks: dict[int, Tensor], asks: Sequence[Ask]
 ) -> list[Drawn]:
-    masked_BV = logits_BV
+    weighed_BV = weigh(logits_BV, sampling, [ask.drawn for ask in asks])
     if masks:
-        masked_BV = logits_BV.clone()
+        weighed_BV = logits_BV.clone() if weighed_BV is logits_BV else weighed_BV
         for row, mask_V in masks.items():
-            masked_BV[row].masked_fill_(~mask_V, -torch.inf)
-    ids_B, logprobs_B = draw(masked_BV, uniform_B, sampling)
-    if masks:
-        logprobs_B = logits_BV.gather(-1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+            weighed_BV[row].masked_fill_(~mask_V, -torch.inf)
+    ids_B, logprobs_B = draw(logits_BV, uniform_B, sampling, weighed_BV)
     # One transfer for both: float64 holds ids exactly.
     tokens, logprobs = torch.stack((ids_B.double(), logprobs_B.double())).tolist()
     tops: list[tuple[tuple[int, float], ...]] = [()] * len(tokens)
@@ -77,8 +77,8 @@ def _draw_group(
         pairs = zip(ids_BK.tolist(), values_BK.tolist(), strict=True)
         tops = [tuple(zip(ids, values, strict=True)) for ids, values in pairs]
     return [
-        Drawn(int(token), logprob, top, _nan(position) if isnan(logprob) else None)
-        for token, logprob, top, position in zip(tokens, logprobs, tops, positions, strict=True)
+        Drawn(int(token), logprob, top, _nan(ask.position) if isnan(logprob) else None)
+        for token, logprob, top, ask in zip(tokens, logprobs, tops, asks, strict=True)
     ]
 
 

@@ -21,7 +21,7 @@ Finish = Literal["stop", "eos", "length", "context"]
 
 @dataclass(frozen=True)
 class Sampling:
-    """How a token is drawn. Applied in this order: temperature, top-k, top-p, min-p."""
+    """How a token is drawn. Applied in this order: bias and penalties, temperature, top-k, top-p, min-p."""
 
     temperature: float = 1.0
     """0 takes the most probable token."""
@@ -33,6 +33,22 @@ class Sampling:
     """Keep tokens with at least this share of the largest probability (Nguyen et al. 2024, arXiv:2407.01082)."""
     logprobs: int = 0
     """Report this many most probable tokens at each position."""
+    frequency_penalty: float = 0.0
+    """Taken from a token's logit for each time that the sequence has drawn it (its prompt does not count), as in
+    OpenAI's API."""
+    presence_penalty: float = 0.0
+    """Taken from the logit of every token that the sequence has drawn."""
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    """`(id, what is added to its logit)`, each id once."""
+
+    def __post_init__(self) -> None:
+        # Of lists, as JSON has them; equal settings are drawn together, so they must be hashable.
+        object.__setattr__(self, "logit_bias", tuple((token, bias) for token, bias in self.logit_bias))
+
+    @property
+    def penalises(self) -> bool:
+        """Whether what was drawn before changes the distribution."""
+        return self.frequency_penalty != 0 or self.presence_penalty != 0
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ characters has no text: then tokens come in chunks of 16, and up to 15 are drawn
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -226,9 +227,15 @@ class LlamaCppEngine(ResubmitEngine):
         return self._texts[stop]
 
 
-def sampling_body(sampling: Sampling, seed: int, vocab: int) -> dict[str, Any]:
-    """llama-server's fields for a `Sampling`, its samplers in `Sampling`'s order and no others."""
-    return {
+def sampling_body(
+    sampling: Sampling, seed: int, vocab: int, prompt: Sequence[int] = (), limit: int = 0
+) -> dict[str, Any]:
+    """llama-server's fields for a `Sampling`, its samplers in `Sampling`'s order and no others.
+
+    Penalties need `prompt` and the `limit` of new tokens. llama.cpp penalises the tokens of the prompt, too, for which
+    a bias makes up: `frequency_penalty` is exact; a token of the prompt has no `presence_penalty`, drawn or not.
+    """
+    body: dict[str, Any] = {
         "seed": seed,
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
@@ -237,6 +244,14 @@ def sampling_body(sampling: Sampling, seed: int, vocab: int) -> dict[str, Any]:
         "samplers": _SAMPLERS,
         "n_probs": min(max(1, sampling.logprobs), vocab),
     }
+    bias = dict(sampling.logit_bias)
+    if sampling.penalises:
+        body["samplers"] = ["penalties", *_SAMPLERS]
+        body |= {"repeat_last_n": len(prompt) + limit, "repeat_penalty": 1.0}  # all tokens count; nothing is divided
+        body |= {name: getattr(sampling, name) for name in ("frequency_penalty", "presence_penalty")}
+        for token, count in Counter(prompt).items():
+            bias[token] = bias.get(token, 0.0) + count * sampling.frequency_penalty + sampling.presence_penalty
+    return body | {"logit_bias": [list(pair) for pair in bias.items()]} if bias else body
 
 
 def shortest(texts: Sequence[str]) -> list[str]:

@@ -118,7 +118,12 @@ class ResubmitEngine(ABC):
         """As the interface says. If a server fails, the sequences are as before the call."""
         _check_open(seqs)
         check_distinct(seqs)
-        check_sampling(sampling)
+        check_sampling(sampling, self._vocab)
+        if sampling.penalises:
+            raise ValueError(
+                "frequency_penalty and presence_penalty count drawn tokens, and this engine sends those again as a"
+                " prompt, where the server does not count them; leave the penalties out, or take the torch engine"
+            )
         check_stops(stop)
         limits = limits_of(max_tokens, len(seqs))
         grown = [_Growing(finish="context" if len(seq.ids) >= self._context else None) for seq in seqs]

@@ -7,6 +7,7 @@ GPU, whatever else is in the batch and whatever was drawn before.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isfinite
 
 from engine.interface import Finish, Sampling
 
@@ -76,8 +77,8 @@ def check_ids(ids: Sequence[int], vocab: int, what: str) -> None:
         )
 
 
-def check_sampling(sampling: Sampling) -> None:
-    """Raise ValueError for a setting that means nothing."""
+def check_sampling(sampling: Sampling, vocab: int | None = None) -> None:
+    """Raise ValueError for a setting that means nothing, or an id outside the vocabulary where that is known."""
     bounds = (
         (
             "temperature",
@@ -88,10 +89,18 @@ def check_sampling(sampling: Sampling) -> None:
         ("top_p", 0 < sampling.top_p <= 1, "above 0 and at most 1 (off)"),
         ("min_p", 0 <= sampling.min_p <= 1, "from 0 (off) to 1"),
         ("logprobs", sampling.logprobs >= 0, "0 (none) or more"),
+        ("frequency_penalty", isfinite(sampling.frequency_penalty), "finite; 0 is off"),
+        ("presence_penalty", isfinite(sampling.presence_penalty), "finite; 0 is off"),
+        ("logit_bias", all(isfinite(bias) for _, bias in sampling.logit_bias), "finite for each id"),
     )
     for name, fits, allowed in bounds:
         if not fits:
             raise ValueError(f"{name} is {getattr(sampling, name)}; it must be {allowed}")
+    biased = [token for token, _ in sampling.logit_bias]
+    if len(set(biased)) < len(biased):
+        raise ValueError(f"logit_bias names id {max(biased, key=biased.count)} twice; give one number for each id")
+    if vocab is not None:
+        check_ids(biased, vocab, "logit_bias")
 
 
 def limits_of(max_tokens: int | Sequence[int], count: int) -> list[int]:

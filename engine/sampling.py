@@ -21,17 +21,38 @@ CANDIDATES = 1024
 """Most probable tokens looked at first for top-p."""
 
 
-def draw(logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling) -> tuple[Tensor, Tensor]:
-    """One id for each row and its log-probability under the uncut distribution at temperature 1, both [B].
+def draw(
+    logits_BV: Tensor, uniform_B: Tensor, sampling: Sampling, weighed_BV: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """One id for each row and its log-probability under the model's own distribution at temperature 1, both [B].
 
-    `logits_BV` float32, `uniform_B` float64 in [0, 1). Tokens of equal probability at the edge of a cut are all kept.
+    `logits_BV` float32, the model's; `weighed_BV`: what is drawn from, if it is something else (`weigh`, a mask).
+    `uniform_B` float64 in [0, 1). Tokens of equal probability at the edge of a cut are all kept.
     """
+    weighed_BV = logits_BV if weighed_BV is None else weighed_BV
     if sampling.temperature == 0:
-        ids_B = logits_BV.argmax(-1)
+        ids_B = weighed_BV.argmax(-1)
     else:
-        scaled_BV = logits_BV if sampling.temperature == 1 else logits_BV / sampling.temperature
+        scaled_BV = weighed_BV if sampling.temperature == 1 else weighed_BV / sampling.temperature
         ids_B = _invert(_cut(scaled_BV.softmax(-1), sampling), uniform_B)
     return ids_B, logits_BV.gather(-1, ids_B[:, None])[:, 0] - logits_BV.logsumexp(-1)
+
+
+def weigh(logits_BV: Tensor, sampling: Sampling, drawn: Sequence[Sequence[int]]) -> Tensor:
+    """A copy of the logits with the bias, and the penalties for what each row has `drawn`; themselves without any."""
+    if not (sampling.logit_bias or sampling.penalises):
+        return logits_BV
+    weighed_BV = logits_BV.clone()
+    if sampling.logit_bias:
+        ids, values = zip(*sampling.logit_bias, strict=True)
+        weighed_BV[:, list(ids)] += weighed_BV.new_tensor(values)
+    if sampling.penalises:
+        counted = [np.unique(np.asarray(tokens, np.int64), return_counts=True) for tokens in drawn]
+        ids_N, counts_N = (np.concatenate(parts) for parts in zip(*counted, strict=True))
+        rows_N = np.repeat(np.arange(len(counted)), [len(ids) for ids, _ in counted])
+        lost_N = weighed_BV.new_tensor(counts_N * sampling.frequency_penalty + sampling.presence_penalty)
+        weighed_BV[torch.from_numpy(rows_N), torch.from_numpy(ids_N)] -= lost_N
+    return weighed_BV
 
 
 def best(logits_BV: Tensor, count: int) -> tuple[Tensor, Tensor]:

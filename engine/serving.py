@@ -155,7 +155,7 @@ class ServingEngine:
     def submit(self, request: Request) -> int:
         """Queue a request; its handle. Raises ValueError for one that cannot be run."""
         check_prompts([request.prompt], [request.seed], self._context, self._vocab)
-        check_sampling(request.sampling)
+        check_sampling(request.sampling, self._vocab)
         check_stops(request.stop)
         limits_of(request.max_tokens, 1)
         self._handles += 1
@@ -183,7 +183,7 @@ class ServingEngine:
         logits_BV = self._packed.run(pieces)
         self._ran += sum(len(piece.ids) for row, piece in zip(running, pieces, strict=True) if not _fed(row, piece))
         drawing = [row for row, piece in zip(running, pieces, strict=True) if piece.wanted]
-        asks = [Ask(row.request.sampling, row.request.seed, len(row.ids), row.request.constraint) for row in drawing]
+        asks = [_ask(row) for row in drawing]
         return [self._take(row, drawn) for row, drawn in zip(drawing, draw_rows(logits_BV, asks), strict=True)]
 
     def _take(self, row: _Row, drawn: Drawn) -> Event:
@@ -320,6 +320,11 @@ def _piece(row: _Row, share: int) -> Piece:
     assert row.live is not None
     start = row.live.length
     return Piece(row.live, row.ids[start : start + share], wanted=share == row.rest)
+
+
+def _ask(row: _Row) -> Ask:
+    request = row.request
+    return Ask(request.sampling, request.seed, len(row.ids), request.constraint, row.new)
 
 
 def _fed(row: _Row, piece: Piece) -> bool:

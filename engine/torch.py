@@ -29,7 +29,7 @@ from engine.interface import Finish, Sampling, StepOut, Usage
 from engine.load import end_ids_in, load_model, load_tree
 from engine.prefix import Prefix
 from engine.rules import check_distinct, check_prompts, check_sampling, check_stops, finish_of, limits_of
-from engine.sampling import best, draw, uniforms
+from engine.sampling import best, draw, uniforms, weigh
 
 AHEAD = 64
 """Uniform numbers drawn at once for each row."""
@@ -45,6 +45,8 @@ class Seq:
     """What of `ids` has run through the model: all, or all but the last; None once closed."""
     logits: Tensor | None
     """Of the next token, [vocabulary], if all of `ids` has run."""
+    prompt: int
+    """How many of `ids` were given; the others were drawn, here or before a fork."""
 
 
 @dataclass(eq=False)
@@ -110,11 +112,12 @@ class TorchEngine:
         logits, prefixes = self.tree.extend([None] * len(distinct), distinct)
         self._count(prompt=sum(map(len, distinct)))
         known = dict(zip(distinct, zip(prefixes, logits[:, 0].float(), strict=True), strict=True))
-        return [Seq(list(prompt), seed, *known[tuple(prompt)]) for prompt, seed in zip(prompts, seeds, strict=True)]
+        pairs = zip(prompts, seeds, strict=True)
+        return [Seq(list(prompt), seed, *known[tuple(prompt)], len(prompt)) for prompt, seed in pairs]
 
     def fork(self, seq: Seq, seeds: Sequence[int]) -> list[Seq]:
         _check_open([seq])
-        return [Seq(list(seq.ids), seed, seq.prefix, seq.logits) for seed in seeds]
+        return [Seq(list(seq.ids), seed, seq.prefix, seq.logits, seq.prompt) for seed in seeds]
 
     @torch.inference_mode()
     def step(
@@ -126,7 +129,7 @@ class TorchEngine:
     ) -> list[StepOut]:
         prefixes = _check_open(seqs)
         check_distinct(seqs)
-        check_sampling(sampling)
+        check_sampling(sampling, self._vocab)
         check_stops(stop)
         limits = limits_of(max_tokens, len(seqs))
         rows = [_Row(*row) for row in zip(seqs, limits, prefixes, strict=True)]
@@ -205,7 +208,8 @@ class _Call:
 
     def _draw(self, rows: list[_Row], logits_BV: Tensor, uniform_B: Tensor) -> Tensor:
         """Draw a token for each row, write it down, and mark the rows that it finishes; ids [B]."""
-        ids_B, logprobs_B = draw(logits_BV, uniform_B, self.sampling)
+        drawn = [row.seq.ids[row.seq.prompt :] + row.ids for row in rows] if self.sampling.penalises else []
+        ids_B, logprobs_B = draw(logits_BV, uniform_B, self.sampling, weigh(logits_BV, self.sampling, drawn))
         # One transfer for both: float64 holds ids exactly.
         tokens, logprobs = torch.stack((ids_B.double(), logprobs_B.double())).tolist()
         for row, token, logprob in zip(rows, tokens, logprobs, strict=True):

@@ -73,7 +73,12 @@ def sampling_arguments(request: Request, sampling: Sampling, ends: frozenset[int
             f"top_p {sampling.top_p} with min_p {sampling.min_p}: vLLM applies min-p first, so the distribution would"
             " not be the one asked for; set one of them, or take the torch engine"
         )
-    return {
+    asked = {
+        "frequency_penalty": sampling.frequency_penalty,
+        "presence_penalty": sampling.presence_penalty,
+        "logit_bias": dict(sampling.logit_bias),
+    }
+    return {name: value for name, value in asked.items() if value} | {
         "temperature": sampling.temperature,
         "top_k": sampling.top_k,
         "top_p": sampling.top_p,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from acorn.stage import Execution, Identity
+from export.ollama import modelfile
 
 GgufType = Literal[
     "f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0",
@@ -141,8 +142,14 @@ class ReleaseConfig(Identity):
     """Codes of ISO 639."""
     ollama_type: GgufType | None = None
     """Which file the Modelfile names; default: the smallest."""
-    ollama_parameters: dict[str, str | int | float] = Field(default_factory=dict)
+    ollama_parameters: dict[Annotated[str, Field(pattern=r"^\w+$")], str | int | float] = Field(default_factory=dict)
     """Ollama's parameters under their own names, such as `temperature`, beside `stop`."""
+
+    @field_validator("ollama_parameters")
+    @classmethod
+    def _can_be_written(cls, parameters: dict[str, str | int | float]) -> dict[str, str | int | float]:
+        modelfile("", None, [], parameters)
+        return parameters
 
 
 class ReleaseExecution(Execution):

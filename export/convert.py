@@ -69,13 +69,13 @@ def _write(job: Job) -> _Files:
     model, types = job.inputs["model"], job.config.types
     general = {str(key): value for key, value in job.config.general.items()}
     exact = job.out / "model-f32.gguf" if "f32" in types else job.scratch / "conversion-f32.gguf"
-    files = _Files(paths={"f32": exact}, written={"f32": write_gguf(model, exact, "f32", general)})
-    importance: dict[str, Any] | None = None
     threads, verbose = job.execution.threads or default_threads(), job.execution.verbose
+    files = _Files(paths={"f32": exact}, written={"f32": write_gguf(model, exact, "f32", general, threads)})
+    importance: dict[str, Any] | None = None
     for kind in (kind for kind in types if kind != "f32"):
         files.paths[kind] = path = job.out / f"model-{kind}.gguf"
         if kind in WRITTEN_HERE:
-            files.written[kind] = write_gguf(model, path, kind, general)
+            files.written[kind] = write_gguf(model, path, kind, general, threads)
             continue
         importance = _importance(job) if importance is None else importance
         files.written[kind] = quantise(exact, path, kind, importance, threads, verbose)

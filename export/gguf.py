@@ -12,15 +12,19 @@ from __future__ import annotations
 import logging
 import math
 from collections import Counter
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.blocks import encode
+from export.blocks import encode, encode_all
 from export.huggingface import ExportError, LlamaShape, Rope, Weights, read_shape
+from export.llamacpp import default_threads
 from export.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from gguf import GGMLQuantizationType
 
@@ -48,9 +52,10 @@ class _Tensor:
     """Heads whose rows are to be reordered; 0 for tensors other than q and k."""
 
 
-def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str]) -> Written:
+def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str], threads: int | None = None) -> Written:
     """Write `model` to `path` with its matrices in `kind` (`"f16"`, `"q8_0"`, ...) and `general.*` metadata.
 
+    The bytes do not depend on `threads`; None is `export.llamacpp.default_threads`.
     Raises ExportError for models that llama.cpp would not compute the same with.
     """
     import gguf
@@ -72,11 +77,30 @@ def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str]) -> W
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        for tensor in tensors:
-            matrix = factors if factors is not None and not tensor.source else weights.read(tensor.source)
-            writer.write_tensor_data(encode(permute(matrix, tensor.heads) if tensor.heads else matrix, tensor.type))
+        matrices = ((_read(weights, tensor, factors), tensor.type) for tensor in tensors)
+        with closing(encode_all(matrices, threads or default_threads())) as pieces:
+            for tensor in tensors:
+                _write_tensor(writer, pieces, _bytes(tensor))
     writer.close()
     return _measure(path, [(tensor.type.name, _count(tensor.shape), _bytes(tensor)) for tensor in tensors])
+
+
+def _read(weights: Weights, tensor: _Tensor, factors: torch.Tensor | None) -> torch.Tensor:
+    """The tensor in llama.cpp's order of rows; `factors` is the one that has no source."""
+    if factors is not None and not tensor.source:
+        return factors
+    matrix = weights.read(tensor.source)
+    return permute(matrix, tensor.heads) if tensor.heads else matrix
+
+
+def _write_tensor(writer: Any, pieces: Generator[np.ndarray], size: int) -> None:
+    """What gguf-py's `write_tensor_data` does, but a piece at a time: `size` bytes, aligned on both sides."""
+    file = writer.fout[0]
+    writer.write_padding(file, file.tell())
+    written = 0
+    while written < size:
+        written += file.write(next(pieces).data)
+    writer.write_padding(file, size)
 
 
 def read_written(path: Path) -> Written:

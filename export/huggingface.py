@@ -180,5 +180,5 @@ class Weights:
         return tuple(self._files[name].get_slice(name).get_shape())
 
     def read(self, name: str) -> torch.Tensor:
-        """The tensor as float32, whatever it is stored in (f32, f16 or bf16: exact)."""
-        return self._files[name].get_tensor(name).float()  # type: ignore[no-any-return]
+        """The tensor as it is stored (f32, f16 or bf16)."""
+        return self._files[name].get_tensor(name)  # type: ignore[no-any-return]

@@ -8,6 +8,7 @@ the built-in conversations as the Jinja template does, and is left out, with a c
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -76,19 +77,46 @@ def read_turns(render: Render) -> Turns | None:
     except (ValueError, LookupError):
         return None
     literal = [turns.answer, turns.without_system, *(part for pair in around.values() for part in pair)]
-    return turns if same and not any("{{" in part or '"""' in part for part in literal) else None
+    fits = quoted(turns.go()) is not None and not any("{{" in part for part in literal)
+    return turns if same and fits else None
 
 
 def modelfile(gguf: str, turns: Turns | None, stop: list[str], parameters: Mapping[str, Any]) -> str:
-    """The Modelfile for the file `gguf` beside it. `stop`: texts that end an answer."""
+    """The Modelfile for the file `gguf` beside it. `stop`: texts that end an answer.
+
+    A stop that no Modelfile can hold is left out with a comment: an end token ends the answer by its id as well.
+    Raises ValueError for a value of `parameters` that none can hold.
+    """
     lines = [f"# ollama create NAME -f Modelfile, then: ollama run NAME\nFROM ./{gguf}"]
     if turns is None:
         lines.append("# No TEMPLATE: the chat template has no equal in Ollama's, which will take one of its own.")
     else:
         lines.append(f'TEMPLATE """{turns.go()}"""')
-    lines += [f'PARAMETER stop "{text}"' for text in stop]
-    lines += [f"PARAMETER {name} {value}" for name, value in parameters.items()]
+    for text in stop:
+        value = quoted(text)
+        lines.append(f"PARAMETER stop {value}" if value else f"# No stop {text!a}: a Modelfile cannot hold it.")
+    for name, given in parameters.items():
+        value = quoted(given) if isinstance(given, str) else str(given)
+        if value is None:
+            raise ValueError(f"ollama_parameters.{name} is {given!r}: {_CANNOT}")
+        lines.append(f"PARAMETER {name} {value}")
     return "\n".join(lines) + "\n"
+
+
+_CANNOT = 'a Modelfile cannot hold characters that do not print, nor """ at the end of a line'
+
+
+def quoted(text: str) -> str | None:
+    """`text` as a value in a Modelfile; None if it cannot be written.
+
+    Ollama (parser/parser.go) reads a value to the first end of a line at which its quotes are closed, blanks behind
+    them aside. Nothing can be escaped, and what Go's strconv.IsPrint is false of is dropped, but for blanks.
+    """
+    if not all(character.isprintable() or character in "\t\r\n" for character in text):
+        return None
+    if '"' not in text:
+        return f'"{text}"'
+    return None if re.search(r'"""[ \t]*[\r\n]', text) else f'"""{text}"""'
 
 
 def _split(text: str) -> tuple[str, str]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic.config import JsonDict
 
 from serve.errors import ApiError, invalid
 
@@ -24,6 +25,15 @@ MOST_TOP = 20
 Count = Annotated[int, Field(ge=1, le=1 << 31)]
 Text = Annotated[str, Field(max_length=1000)]
 Stops = Annotated[list[Text], Field(fail_fast=True, max_length=16)]
+MOST_BIASES = 1 << 10
+"""Tokens in one logit_bias."""
+MOST_BIAS = 100
+"""Added to a logit; as much taken away bans a token, in effect."""
+Penalty = Annotated[float, Field(ge=-2, le=2)]
+_BIAS: JsonDict = {
+    "propertyNames": {"pattern": "^(0|[1-9][0-9]{0,8})$"},
+    "additionalProperties": {"type": "number", "minimum": -MOST_BIAS, "maximum": MOST_BIAS},
+}
 MOST_MESSAGES = 1 << 14
 """Of one conversation; parts of one message, too."""
 MOST_TEXT = 1 << 20
@@ -128,9 +138,10 @@ class Common(Body):
     stream_options: StreamOptions | None = None
     cache: bool | None = None
     """Not OpenAI's. False: neither read the caches nor leave anything in them (docs/serve.md on timing)."""
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    logit_bias: dict[str, Any] | None = None
+    frequency_penalty: Penalty | None = None
+    presence_penalty: Penalty | None = None
+    logit_bias: Annotated[dict[str, Any], Field(max_length=MOST_BIASES, json_schema_extra=_BIAS)] | None = None
+    """Token id -> what is added to its logit. `serve.chat` reads it: pydantic would list every fault."""
     user: str | None = None
 
 
@@ -190,7 +201,7 @@ def read(kind: type[_Body], body: bytes) -> _Body:
         raise invalid("the body is nested too deep") from None
     for name in found.model_extra or ():
         raise _unknown(kind, name)
-    if isinstance(found, Common):
+    if isinstance(found, CompletionRequest):
         _refuse_unsupported(found)
     return found
 
@@ -213,18 +224,12 @@ def _unknown(kind: type[BaseModel], name: str) -> ApiError:
     return invalid(f"unknown field '{name[:200]}'{hint}", name[:200], "unknown_parameter")
 
 
-def _refuse_unsupported(body: Common) -> None:
+def _refuse_unsupported(body: CompletionRequest) -> None:
     unsupported = {
-        "frequency_penalty": body.frequency_penalty not in (None, 0),
-        "presence_penalty": body.presence_penalty not in (None, 0),
-        "logit_bias": bool(body.logit_bias),
+        "echo": bool(body.echo),
+        "best_of": body.best_of not in (None, body.n or 1),
+        "suffix": bool(body.suffix),
     }
-    if isinstance(body, CompletionRequest):
-        unsupported |= {
-            "echo": bool(body.echo),
-            "best_of": body.best_of not in (None, body.n or 1),
-            "suffix": bool(body.suffix),
-        }
     for name, asked in unsupported.items():
         if asked:
             raise invalid(f"{name} is not supported: leave it out", name, "unsupported_parameter")

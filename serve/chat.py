@@ -12,7 +12,7 @@ import numpy as np
 
 from engine.interface import Sampling
 from engine.rules import COLDEST
-from serve.bodies import MOST_CHOICES, ChatRequest, Common, CompletionRequest, Message, NamedTool
+from serve.bodies import MOST_BIAS, MOST_CHOICES, ChatRequest, Common, CompletionRequest, Message, NamedTool
 from serve.errors import invalid
 from serve.search_field import Offer, Plan, read_search
 from serve.template import ChatTemplate, TemplateRefused, Turn
@@ -86,7 +86,7 @@ class Reader:
         return Job(
             prompts=[prompt],
             n=body.n or 1,
-            sampling=_sampling(body, logprobs),
+            sampling=_sampling(body, logprobs, self.tokenizer.size),
             max_tokens=plan.max_tokens if plan else body.max_completion_tokens or body.max_tokens,
             seed=_seed(body),
             stops=_stops(body),
@@ -102,7 +102,14 @@ class Reader:
         """Raises ApiError (400) for a search that cannot be done, or not together with the rest of the request."""
         if self._offer is None:
             raise invalid("search needs the engine torch, that is a model folder; this server has another", "search")
-        with_it = {"n": body.n not in (None, 1), "logprobs": bool(body.logprobs), "tools or response_format": shaped}
+        with_it = {
+            "n": body.n not in (None, 1),
+            "logprobs": bool(body.logprobs),
+            "tools or response_format": shaped,
+            "frequency_penalty": bool(body.frequency_penalty),
+            "presence_penalty": bool(body.presence_penalty),
+            "logit_bias": bool(body.logit_bias),
+        }
         for name, asked in with_it.items():
             if asked:
                 raise invalid(f"search and {name} exclude each other: leave one out", "search")
@@ -128,7 +135,7 @@ class Reader:
         return Job(
             prompts=prompts,
             n=n,
-            sampling=_sampling(body, body.logprobs),
+            sampling=_sampling(body, body.logprobs, self.tokenizer.size),
             max_tokens=body.max_tokens or 16,
             seed=_seed(body),
             stops=_stops(body),
@@ -224,7 +231,7 @@ def _object(arguments: str) -> Any:
         return arguments
 
 
-def _sampling(body: Common, logprobs: int | None) -> Sampling:
+def _sampling(body: Common, logprobs: int | None, vocab: int) -> Sampling:
     temperature = 1.0 if body.temperature is None else body.temperature
     return Sampling(
         temperature=0.0 if temperature < COLDEST else temperature,
@@ -232,7 +239,23 @@ def _sampling(body: Common, logprobs: int | None) -> Sampling:
         top_p=1.0 if body.top_p is None else body.top_p,
         min_p=body.min_p or 0.0,
         logprobs=logprobs or 0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        logit_bias=_bias(body.logit_bias or {}, vocab),
     )
+
+
+def _bias(given: dict[str, Any], vocab: int) -> tuple[tuple[int, float], ...]:
+    """Raises ApiError (400) for the first entry that is none."""
+    for token, bias in given.items():
+        if not (token.isdecimal() and len(token) < 10 and token == str(int(token)) and int(token) < vocab):
+            raise invalid(f"logit_bias holds {token[:50]!r}; this model's ids are 0 to {vocab - 1}", "logit_bias")
+        if not isinstance(bias, int | float) or isinstance(bias, bool) or not -MOST_BIAS <= bias <= MOST_BIAS:
+            raise invalid(
+                f"logit_bias.{token} is {str(bias)[:50]}; it must be a number from -{MOST_BIAS} to {MOST_BIAS}",
+                "logit_bias",
+            )
+    return tuple(sorted((int(token), float(bias)) for token, bias in given.items() if bias))
 
 
 def _seed(body: Common) -> int:

@@ -217,7 +217,7 @@ class LlamaBackend:
             "cache_prompt": work.cache,
             "return_tokens": True,
             "response_fields": list(_FIELDS),
-            **sampling_body(work.sampling, work.seed % (1 << 31), self._vocab),
+            **sampling_body(work.sampling, work.seed % (1 << 31), self._vocab, work.ids, work.max_tokens),
         }
         return body if work.schema is None else body | {"json_schema": work.schema}
 

@@ -59,6 +59,19 @@ def test_greedy_tokens_and_logprobs_are_those_of_the_torch_engine(
     assert llama.end_ids == torch_engine.end_ids and llama.context == torch_engine.context == 512
 
 
+def test_a_bias_draws_what_the_torch_engine_draws_and_penalties_are_refused(
+    llama: LlamaCppEngine, torch_engine: TorchEngine
+) -> None:
+    biased = Sampling(temperature=0, logit_bias=((37, -100.0), (50, 1.5)))
+    drawn = []
+    for engine in (llama, torch_engine):
+        [out] = engine.step(engine.open([PROMPT], [0]), biased, 24)
+        drawn.append((out.ids, [round(logprob, 2) for logprob in out.logprobs]))
+    assert drawn[0] == drawn[1]
+    with pytest.raises(ValueError, match="sends those again as a prompt"):
+        llama.step(llama.open([PROMPT], [0]), Sampling(presence_penalty=0.5), 4)
+
+
 def test_the_same_calls_draw_the_same_tokens_in_another_engine_and_seeds_differ(gguf: Path) -> None:
     def run() -> list[list[int]]:
         with LlamaCppEngine(gguf, slots=1, context=256) as engine:

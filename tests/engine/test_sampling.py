@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import MinPLogitsWarper, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from engine.interface import Sampling
 from engine.rules import uniform
-from engine.sampling import best, draw, uniforms
+from engine.sampling import best, draw, uniforms, weigh
 
 
 def logits(rows: int, vocab: int, spread: float = 3.0) -> torch.Tensor:
@@ -67,6 +71,38 @@ def test_the_largest_uniform_number_draws_no_token_of_probability_0(vocab: int) 
     numbers = torch.tensor([0.0, 1 - 2.0**-53], dtype=torch.float64)
     ids, logprobs = draw(row.expand(2, -1), numbers, Sampling())
     assert ids.tolist() == [3, 17] and logprobs.exp().tolist() == pytest.approx([0.5, 0.5])
+
+
+@settings(max_examples=50, deadline=None)
+@given(data=st.data())
+def test_bias_and_penalties_are_openais_formula_row_by_row(data: Any) -> None:
+    token, amount = st.integers(0, 29), st.floats(-2, 2, width=16)
+    drawn = data.draw(st.lists(st.lists(token, max_size=8), min_size=1, max_size=4))
+    bias = data.draw(st.dictionaries(token, st.floats(-100, 100, width=16), max_size=4))
+    sampling = Sampling(
+        frequency_penalty=data.draw(amount), presence_penalty=data.draw(amount), logit_bias=tuple(bias.items())
+    )
+    rows = logits(len(drawn), 30)
+    before, expected = rows.clone(), rows.double()
+    for row, tokens in enumerate(drawn):
+        for each in range(30):
+            count = tokens.count(each)
+            expected[row, each] += bias.get(each, 0.0)
+            expected[row, each] -= count * sampling.frequency_penalty + (count > 0) * sampling.presence_penalty
+    assert torch.allclose(weigh(rows, sampling, drawn).double(), expected, atol=1e-4)
+    assert torch.equal(rows, before), "the logits themselves are what log-probabilities are of"
+
+
+def test_who_asks_for_neither_pays_nothing() -> None:
+    rows = logits(2, 30)
+    assert weigh(rows, Sampling(temperature=0.5, top_k=3), []) is rows
+
+
+def test_a_biased_draw_has_the_models_own_logprob() -> None:
+    row = logits(1, 30)
+    sampling = Sampling(logit_bias=((7, 100.0),))
+    ids, logprobs = draw(row, torch.tensor([0.5], dtype=torch.float64), sampling, weigh(row, sampling, [[]]))
+    assert ids.tolist() == [7] and logprobs.item() == pytest.approx(row.log_softmax(-1)[0, 7].item(), abs=1e-5)
 
 
 def test_best_tokens_come_in_order_with_their_logprobs() -> None:

@@ -18,7 +18,10 @@ from engine.torch import TorchEngine
 from tests.engine.models import CONTEXT, NAMES, VOCAB, Counter, make_model, prompts
 
 GREEDY, WARM = Sampling(temperature=0), Sampling()
-WAYS = (GREEDY, WARM, Sampling(temperature=0.7, top_k=9), Sampling(top_p=0.8, logprobs=3), Sampling(min_p=0.1))
+WAYS = (
+    GREEDY, WARM, Sampling(temperature=0.7, top_k=9), Sampling(top_p=0.8, logprobs=3), Sampling(min_p=0.1),
+    Sampling(temperature=0, frequency_penalty=1.0), Sampling(presence_penalty=1.5, logit_bias=((4, 3.0),), logprobs=2),
+)  # fmt: skip
 
 
 @dataclass
@@ -342,6 +345,7 @@ def test_requests_that_cannot_be_run_are_refused_before_they_wait(llama: Any) ->
         (ask([2], 0), "max_tokens is 0"),
         (ask([2], stop=((),)), "stop sequence is empty"),
         (ask([2], sampling=Sampling(top_p=0)), "top_p is 0"),
+        (ask([2], sampling=Sampling(logit_bias=((VOCAB, 1.0),))), "logit_bias holds id .* outside the vocabulary"),
     ):
         with pytest.raises(ValueError, match=message):
             engine.submit(bad)

@@ -15,6 +15,7 @@ from engine.torch import TorchEngine
 from tests.engine.models import CONTEXT, NAMES, VOCAB, Counter, make_model, prompts
 
 WARM = Sampling(temperature=1.0)
+PENALISED = Sampling(frequency_penalty=0.8, presence_penalty=0.6, logit_bias=((3, 2.0), (5, -100.0)))
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -41,6 +42,24 @@ def test_greedy_tokens_are_those_of_generate(engine: TorchEngine) -> None:
         assert out.ids == expected[0, len(row) :].tolist()
 
 
+def test_penalties_count_what_was_drawn_in_this_call_or_before_and_not_the_prompt(engine: TorchEngine) -> None:
+    [prompt] = prompts(9)
+    sampling = Sampling(temperature=0, frequency_penalty=0.5, presence_penalty=0.3, logit_bias=((11, 1.0),))
+    expected: list[int] = []
+    for _ in range(16):
+        logits = engine.model(torch.tensor([prompt + expected])).logits[0, -1].detach().clone()
+        logits[11] += 1.0
+        for token in set(expected):
+            logits[token] -= 0.5 * expected.count(token) + 0.3
+        expected.append(int(logits.argmax()))
+    [seq] = engine.open([prompt], [0])
+    engine.step([seq], sampling, 7)
+    [fork] = engine.fork(seq, [0])
+    engine.step([seq, fork], sampling, 9)
+    assert seq.ids == fork.ids == prompt + expected
+    assert expected != one(engine, prompt, 0, 16, Sampling(temperature=0)).ids
+
+
 def test_logprobs_are_those_of_a_plain_forward_pass_at_temperature_1(engine: TorchEngine) -> None:
     [prompt] = prompts(9)
     [seq] = engine.open([prompt], [5])
@@ -62,20 +81,21 @@ def test_forked_split_and_batched_decoding_equals_decoding_alone(engine: TorchEn
     starts = prompts(*data.draw(st.lists(st.integers(1, 24), min_size=1, max_size=3)))
     open_seqs = engine.open(starts, range(len(starts)))
     lengths = {id(seq): len(seq.ids) for seq in open_seqs}
+    sampling = data.draw(st.sampled_from([WARM, PENALISED]))
     kept = list(open_seqs)
     for _ in range(data.draw(st.integers(1, 4))):
         group = data.draw(st.lists(st.sampled_from(kept), min_size=1, unique_by=id))
         limits = [data.draw(st.integers(1, 9)) for _ in group]
-        engine.step(group, WARM, limits)
+        engine.step(group, sampling, limits)
         parent = data.draw(st.sampled_from(kept))
-        # A fork with its parent's seed must go on as the parent does.
+        # A fork with its parent's seed must go on as the parent does, with what that has drawn before.
         forks = engine.fork(parent, [parent.seed] * data.draw(st.integers(0, 3)))
         lengths |= {id(fork): lengths[id(parent)] for fork in forks}
         kept += forks
     for seq in kept:
         start = lengths[id(seq)]
         if len(seq.ids) > start:
-            assert seq.ids[start:] == one(engine, seq.ids[:start], seq.seed, len(seq.ids) - start).ids
+            assert seq.ids[start:] == one(engine, seq.ids[:start], seq.seed, len(seq.ids) - start, sampling).ids
     engine.close(kept)
 
 
@@ -213,6 +233,12 @@ def test_bad_calls_are_refused_with_the_value_and_what_to_do(llama: TorchEngine)
         llama.step([seq, seq], WARM, 1)
     with pytest.raises(ValueError, match="min_p is 2"):
         llama.step([seq], Sampling(min_p=2), 1)
+    with pytest.raises(ValueError, match="frequency_penalty is nan; it must be finite"):
+        llama.step([seq], Sampling(frequency_penalty=float("nan")), 1)
+    with pytest.raises(ValueError, match=f"logit_bias holds id {VOCAB}, outside the vocabulary"):
+        llama.step([seq], Sampling(logit_bias=((VOCAB, 1.0),)), 1)
+    with pytest.raises(ValueError, match="logit_bias names id 3 twice"):
+        llama.step([seq], Sampling(logit_bias=((3, 1.0), (3, 2.0))), 1)
     llama.close([seq])
     for call in (lambda: llama.step([seq], WARM, 1), lambda: llama.fork(seq, [1]), lambda: llama.close([seq])):
         with pytest.raises(ValueError, match="was closed"):

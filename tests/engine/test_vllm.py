@@ -10,6 +10,7 @@ import importlib.util
 import inspect
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +53,10 @@ def names() -> dict[str, list[str]]:
 
 
 def test_every_argument_that_is_passed_exists_under_that_name(names: dict[str, list[str]]) -> None:
-    sampling = sampling_arguments(REQUEST, SAMPLING, frozenset({2}), [])
+    weighed = replace(SAMPLING, frequency_penalty=0.5, presence_penalty=-1.0, logit_bias=((3, 2.0),))
+    sampling = sampling_arguments(REQUEST, weighed, frozenset({2}), [])
+    asked = {"frequency_penalty": 0.5, "presence_penalty": -1.0, "logit_bias": {3: 2.0}}
+    assert sampling == sampling_arguments(REQUEST, SAMPLING, frozenset({2}), []) | asked
     assert sampling.keys() <= set(names["SamplingParams"])
     # vllm.LLM hands what it does not name itself to EngineArgs.
     assert engine_arguments(Path("m"), {"max_model_len": 512}).keys() <= set(names["EngineArgs"])

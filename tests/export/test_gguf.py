@@ -72,9 +72,9 @@ def test_rows_that_do_not_divide_into_blocks_stay_f16_and_the_histogram_says_so(
     assert 8.5 < written.bits_per_weight < 16
 
 
-def test_the_same_model_gives_the_same_bytes(tiny_model: Path, tmp_path: Path) -> None:
-    for name in ("a", "b"):
-        write_gguf(tiny_model, tmp_path / name, "q8_0", {"name": "t", "license": "apache-2.0"})
+def test_the_same_model_gives_the_same_bytes_on_any_number_of_threads(tiny_model: Path, tmp_path: Path) -> None:
+    for name, threads in (("a", 1), ("b", 3)):
+        write_gguf(tiny_model, tmp_path / name, "q8_0", {"name": "t", "license": "apache-2.0"}, threads)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
 
 

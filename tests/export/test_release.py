@@ -20,7 +20,6 @@ from acorn.stage import Job
 from export.history import History
 from export.hub import push_to_hub
 from export.huggingface import ExportError
-from export.ollama import modelfile, read_turns
 from export.publish import PushError, find_release, push, push_to_url, read_sums
 from export.stage import STAGES
 from registry import Registry, Spec
@@ -134,40 +133,6 @@ def test_the_modelfile_names_a_file_of_the_folder_its_template_and_where_to_stop
     assert f'{{{{ end }}}}{{{{ end }}}}{start}assistant\n"""' in text
     assert f'PARAMETER stop "{end}"' in text
     assert 'PARAMETER stop "<|endoftext|>"' in text
-
-
-def chat(talk: list[dict[str, str]], answer: bool) -> str:
-    return "".join(f"<s>{m['role']}\n{m['content']}</s>\n" for m in talk) + ("<s>assistant\n" if answer else "")
-
-
-def with_default(talk: list[dict[str, str]], answer: bool) -> str:
-    """SmolLM2's way: its own system message where none is given."""
-    own = [] if talk[0]["role"] == "system" else [{"role": "system", "content": "You help."}]
-    return chat([*own, *talk], answer)
-
-
-def test_a_default_system_message_is_translated() -> None:
-    turns = read_turns(with_default)
-    assert turns is not None
-    assert turns.go().startswith('{{ if and .Messages (ne (index .Messages 0).Role "system") }}<s>system\nYou help.')
-
-
-@pytest.mark.parametrize(
-    "render",
-    [
-        lambda talk, answer: f"{len(talk)}: " + chat(talk, answer),
-        lambda talk, answer: chat([message | {"content": message["content"].strip()} for message in talk], answer),
-        lambda talk, answer: chat(talk, answer).replace("</s>", "{{ end }}"),
-        lambda talk, answer: chat([message for message in talk if message["role"] != "system"], answer),
-    ],
-)
-def test_a_template_that_has_no_equal_in_go_is_left_out(render: Any) -> None:
-    assert read_turns(render) is None
-    assert "\nTEMPLATE" not in modelfile("m.gguf", None, ["</s>"], {})
-
-
-def test_ollamas_own_parameters_are_in_the_modelfile() -> None:
-    assert "PARAMETER temperature 0.2\n" in modelfile("m.gguf", None, [], {"temperature": 0.2})
 
 
 def test_an_export_of_another_model_is_refused(world: dict[str, Any], tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,31 @@ def test_its_greedy_answer_is_that_of_the_model_folder(model: Path, llama: Runni
     answer = chat(llama, max_tokens=8)
     assert answer.usage.prompt_tokens == ids["input_ids"].shape[1]
     assert answer.choices[0].message.content == tokenizer.decode(new, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("kind", ["frequency_penalty", "presence_penalty"])
+def test_penalties_and_biases_draw_what_the_torch_engine_draws(model: Path, llama: Running, kind: str) -> None:
+    """llama.cpp by itself penalises the tokens of the prompt, too."""
+    from transformers import AutoTokenizer
+
+    from engine.interface import Sampling
+    from engine.torch import TorchEngine
+
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    prompt = tokenizer.encode("Tom has 16 keys. " * 3)
+    engine = TorchEngine(model, device="cpu")
+    penalised = Sampling(temperature=0, **{kind: 1.9}, logit_bias=((40, 0.5),))
+    [usual] = engine.step(engine.open([prompt], [0]), Sampling(temperature=0), 24)
+    counting = penalised
+    if kind == "frequency_penalty":
+        prompt += usual.ids  # what the model would say again
+        counted = ((token, -1.9 * prompt.count(token)) for token in set(prompt))
+        counting = replace(penalised, logit_bias=((40, 0.5), *counted))
+    expected, other = (engine.step(engine.open([prompt], [0]), way, 24)[0].ids for way in (penalised, counting))
+    asked = {"temperature": 0, kind: 1.9, "logit_bias": {"40": 0.5}}
+    answer = llama.client().completions.create(model=NAME, prompt=prompt, max_tokens=24, logprobs=0, **asked)
+    assert 40 not in prompt and expected != usual.ids and (expected != other) == (counting is not penalised)
+    assert answer.choices[0].text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
 def test_streams_stops_and_logprobs_are_as_with_torch(llama: Running) -> None:

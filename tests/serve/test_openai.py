@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
+from serve.bodies import CompletionRequest, read
+from serve.errors import ApiError
 from tests.serve.servers import NAME, Running
 
 ASK = [{"role": "user", "content": "How many keys does Tom have?"}]
@@ -140,6 +142,18 @@ def test_completions_take_texts_and_ids(client: OpenAI, served: Running) -> None
     assert "".join(chunk.choices[0].text for chunk in streamed) == both.choices[0].text
 
 
+def test_a_bias_forces_or_bans_a_token_and_a_penalty_ends_a_loop(client: OpenAI, served: Running) -> None:
+    [token] = served.post("/tokenize", {"text": "a"}).json()["ids"]
+    ask: Any = {"model": NAME, "prompt": "aaaa", "max_tokens": 8, "temperature": 0}
+    forced = client.completions.create(**ask, logit_bias={str(token): 100}, logprobs=1).choices[0]
+    assert forced.text == "a" * 8
+    assert forced.logprobs is not None and min(forced.logprobs.token_logprobs or [0.0]) < -0.01  # the model's own
+    varied = client.completions.create(**ask, logit_bias={str(token): 3}, frequency_penalty=2).choices[0]
+    assert len(set(varied.text)) > 1
+    banned = client.completions.create(**ask, logit_bias={str(token): -100}).choices[0]
+    assert "a" not in banned.text
+
+
 def test_a_model_that_is_not_served_is_404(client: OpenAI) -> None:
     with pytest.raises(NotFoundError, match="no model 'gpt-5'"):
         chat(client, model="gpt-5")
@@ -159,7 +173,14 @@ def test_a_model_that_is_not_served_is_404(client: OpenAI) -> None:
         ({"extra_body": {"temperature": "hot"}}, "temperature"),
         ({"extra_body": {"max_token": 5}}, "did you mean 'max_tokens'"),
         ({"extra_body": {"search": {"method": "no such"}}}, "search|method"),
-        ({"frequency_penalty": 1.0}, "frequency_penalty is not supported"),
+        ({"frequency_penalty": 2.1}, "frequency_penalty"),
+        ({"presence_penalty": -2.1}, "presence_penalty"),
+        ({"logit_bias": {"1000000": 1}}, "logit_bias holds '1000000'; this model's ids are 0 to"),
+        ({"logit_bias": {"a": 1}}, "logit_bias holds 'a'"),
+        ({"logit_bias": {"05": 1}}, "logit_bias holds '05'"),
+        ({"logit_bias": {"5": 100.5}}, r"logit_bias\.5 is 100\.5; it must be a number from -100 to 100"),
+        ({"extra_body": {"logit_bias": {"5": "1"}}}, r"logit_bias\.5 is 1; it must be a number"),
+        ({"extra_body": {"search": {"method": "dvts"}}, "presence_penalty": 1}, "search and presence_penalty exclude"),
         ({"stop": [""]}, "stop string is empty"),
         ({"n": 100}, "n: "),
         ({"top_logprobs": 2}, "needs logprobs"),
@@ -171,3 +192,19 @@ def test_what_cannot_be_done_is_400_and_says_why(client: OpenAI, change: dict[st
     with pytest.raises(BadRequestError, match=message) as caught:
         chat(client, **change)
     assert caught.value.body["type"] == "invalid_request_error"  # type: ignore[index]
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"echo": True}, "echo is not supported"),
+        ({"suffix": "."}, "suffix is not supported"),
+        ({"best_of": 2}, "best_of is not supported"),
+        ({"logit_bias": dict.fromkeys(map(str, range(1025)), 0)}, "logit_bias: .* at most 1024 items"),
+    ],
+)
+def test_what_completions_do_not_have_is_refused_when_asked_for(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ApiError, match=message):
+        read(CompletionRequest, json.dumps({"prompt": "a", **asked}).encode())
+    nothing = dict.fromkeys(asked) | {"echo": False}
+    assert read(CompletionRequest, json.dumps({"prompt": "a", **nothing}).encode()).prompt == "a"
