@@ -24,6 +24,7 @@ from pydantic import ValidationError
 
 from acorn.launch import StepFailed
 from benchmarks.serve_fuzz import bombard, make_shot
+from benchmarks.serve_soak import growth
 from serve.bodies import ChatRequest, Common, CompletionRequest, read
 from serve.command import network_of
 from serve.errors import ApiError
@@ -126,6 +127,24 @@ def test_a_body_full_of_faults_is_refused_at_the_first_few(kind: type[Common], b
         kind.model_validate_json(text)
     except ValidationError as error:
         assert error.error_count() < 10
+
+
+def test_nothing_of_a_body_is_kept_when_it_has_been_read() -> None:
+    """pydantic kept every string of less than 64 bytes, up to 16,384 of them."""
+    bodies = [json.dumps({"messages": [{"role": "user", "content": f"Is it {at}?"}]}).encode() for at in range(1100)]
+    for body in bodies[:100]:
+        read(ChatRequest, body)
+    before = sys.getallocatedblocks()
+    for body in bodies[100:]:
+        read(ChatRequest, body)
+    assert sys.getallocatedblocks() - before < 500
+
+
+def test_the_growth_of_a_soak_is_that_after_the_caches_have_filled() -> None:
+    filled = [(at, 60 + min(at, 5000) / 100) for at in range(0, 20_000, 20)]
+    assert growth(filled) == (0, 0)
+    leaking = [(at, memory + at / 1000) for at, memory in filled]
+    assert growth(leaking) == (pytest.approx(7.5, abs=0.1), pytest.approx(1.0, abs=0.01))
 
 
 def test_several_answers_take_several_places(guarded: Running) -> None:
