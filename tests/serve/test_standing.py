@@ -19,18 +19,22 @@ from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai import APIError, InternalServerError
 from pydantic import ValidationError
 
 from acorn.launch import StepFailed
+from benchmarks.serve_bodies import bodies
 from benchmarks.serve_fuzz import bombard, make_shot
 from benchmarks.serve_soak import growth
-from serve.bodies import ChatRequest, Common, CompletionRequest, read
+from serve.bodies import MOST_VALUES, ChatRequest, Common, CompletionRequest, count_values, read
 from serve.command import network_of
 from serve.errors import ApiError
 from serve.http import bind, listen
 from serve.settings import Network
 from serve.supervisor import WorkerDied
+from serve.tokenizer import TextTokenizer
 from tests.serve.servers import NAME, Running, running, settings_of
 
 ASK = [{"role": "user", "content": "So?"}]
@@ -127,6 +131,42 @@ def test_a_body_full_of_faults_is_refused_at_the_first_few(kind: type[Common], b
         kind.model_validate_json(text)
     except ValidationError as error:
         assert error.error_count() < 10
+
+
+@settings(deadline=None, max_examples=50, database=None)
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text('"\\\\,[{é\n'),
+        lambda one: st.lists(one) | st.dictionaries(st.text('a"\\\\'), one),
+    )
+)
+def test_values_of_a_body_are_counted_without_reading_it(value: Any) -> None:
+    def count(one: Any) -> int:
+        if isinstance(one, list | dict):
+            return 1 + max(1, sum(map(count, one.values() if isinstance(one, dict) else one)))
+        return 1
+
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value, separators=(",", ":"))):
+        assert count_values(text.encode()) == count(value)
+
+
+def test_a_body_of_a_million_values_is_413_and_a_text_of_as_many_commas_is_not(served: Running) -> None:
+    """Read on the event loop, each was seconds in which nobody else got a token."""
+    for path, body in bodies().values():
+        answer = httpx.post(served.url + path, content=body, headers={"Content-Type": "application/json"}, timeout=60)
+        if count_values(body) > MOST_VALUES:
+            assert (answer.status_code, "send fewer, or as text" in answer.text) == (413, True)
+        else:
+            assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert served.app.state.held == 0
+
+
+def test_what_is_too_much_is_refused_before_it_is_tokenised(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextTokenizer, "_ids", lambda *_: pytest.fail("tokenised"))
+    many = served.post("/v1/completions", {"prompt": ["never seen before"] * 17})
+    assert (many.status_code, "17 prompts" in many.text) == (400, True)
+    long = served.post("/v1/completions", {"prompt": [-1] * 1024})
+    assert long.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_nothing_of_a_body_is_kept_when_it_has_been_read() -> None:
@@ -295,7 +335,7 @@ def test_no_fuzzed_request_is_answered_5xx(served: Running) -> None:
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_the_answers_are_those_of_the_api_document(served: Running, mode: str) -> None:
     import schemathesis
-    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import HealthCheck, Phase
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi import checks
 
