@@ -102,8 +102,9 @@ def make_router(state: State) -> APIRouter:
     @router.get("/health", response_model=Health, responses={403: FAULTS[403], 503: {"model": Health}})
     async def health() -> Response:
         """200 where the model is loaded, 503 while it is being loaded again."""
-        ready = state.supervisor.ready
-        return JSONResponse({"status": "ok" if ready else "loading"}, 200 if ready else 503)
+        if state.supervisor.ready:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "loading", "reason": state.supervisor.trouble}, 503)
 
     @router.get("/metrics", response_class=Response, responses={**_GET, 200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

@@ -98,9 +98,9 @@ class _Running:
 class Searches:
     """The searches of one worker. Its owner passes on the engine's events (`take`) and calls `turn` between them."""
 
-    def __init__(self, engine: Submits, settings: Settings, tokenizer: Any, verifiers: Verifiers | None = None) -> None:
+    def __init__(self, engine: Submits, settings: Settings, tokenizer: Any, verifiers: Verifiers) -> None:
         self._engine, self._settings, self._tokenizer = engine, settings, tokenizer
-        self._verifiers = verifiers or Verifiers(settings, tokenizer)
+        self._verifiers = verifiers
         self._splitters: dict[str, StepSplitter] = {}
         self._waiting: deque[tuple[int, Work, Plan]] = deque()
         self._running: dict[int, _Running] = {}

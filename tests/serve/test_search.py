@@ -159,6 +159,16 @@ def test_its_prompt_is_found_in_the_prefix_cache(backend: Any) -> None:
     assert deltas_of(backend, handle)[handle][-1].cached >= 32
 
 
+def test_a_worker_says_that_it_loads_a_verifier(backend: Any) -> None:
+    from serve.verifiers import Verifiers
+
+    said: list[str] = []
+    verifiers = Verifiers(backend.settings, None, lambda: said.append("loading"))
+    first = verifiers.load(backend.settings.verifier)
+    assert verifiers.load(backend.settings.verifier) is first
+    assert said == ["loading"]
+
+
 def test_a_cancelled_search_frees_all_it_holds(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[int] = []
     handle = backend.submit(work(method="dvts", n=8, width=4))
@@ -203,7 +213,7 @@ def test_a_verifier_that_is_none_is_refused(backend: Any, tmp_path: Path) -> Non
 
     with pytest.raises(ValueError, match="no registry"):
         backend.submit(work(method="beam", n=4, verifier="some/prm"))
-    named = Verifiers(settings_of(tmp_path, home=Registry(tmp_path / "home").home), None)
+    named = Verifiers(settings_of(tmp_path, home=Registry(tmp_path / "home").home), None, lambda: None)
     for ref in ("some/prm", "/etc", "../x"):
         with pytest.raises(ValueError, match=r"search\.verifier"):
             named.find(ref)

@@ -15,6 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -31,9 +32,10 @@ from benchmarks.serve_soak import growth
 from serve.bodies import MOST_VALUES, ChatRequest, Common, CompletionRequest, count_values, read
 from serve.command import network_of
 from serve.errors import ApiError
+from serve.frames import pack
 from serve.http import bind, listen
 from serve.settings import Network
-from serve.supervisor import WorkerDied
+from serve.supervisor import Supervisor, WorkerDied
 from serve.tokenizer import TextTokenizer
 from tests.serve.servers import NAME, Running, running, settings_of
 
@@ -73,10 +75,14 @@ def test_without_its_key_nothing_is_answered(guarded: Running) -> None:
 def test_a_host_that_others_reach_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from argparse import Namespace
 
-    open_to_all = Namespace(host="0.0.0.0", port=1, api_key=None)
+    open_to_all = Namespace(host="0.0.0.0", port=1, api_key=None, silent_seconds=None)
     with pytest.raises(StepFailed, match="set an API key with ACORN_API_KEY"):
         network_of(open_to_all)
-    assert network_of(Namespace(host="::1", port=1, api_key=None)).api_key is None
+    own = Namespace(host="::1", port=1, api_key=None, silent_seconds=600.0)
+    assert (network_of(own).api_key, network_of(own).silent_seconds) == (None, 600)
+    own.silent_seconds = 0.0
+    with pytest.raises(StepFailed, match="--silent-seconds 0 is less"):
+        network_of(own)
     monkeypatch.setenv("ACORN_API_KEY", "k")
     assert network_of(open_to_all).api_key == "k"
 
@@ -286,6 +292,57 @@ def test_a_killed_worker_ends_its_requests_with_an_error_and_comes_back(guarded:
     text = httpx.get(f"{guarded.url}/metrics", headers=key(guarded)).text
     assert "acorn_worker_restarts 1.0" in text
     assert "acorn_worker_ready 1.0" in text
+
+
+def test_a_worker_that_hangs_is_killed_and_started_again(guarded: Running) -> None:
+    supervisor, before, killed = guarded.supervisor, guarded.supervisor.pid, guarded.supervisor.hangs
+    stream = guarded.client().chat.completions.create(**LONG)
+    next(iter(stream))
+    assert before is not None
+    os.kill(before, signal.SIGSTOP)
+    patience, supervisor.silent_seconds = supervisor.silent_seconds, 0.1
+    with pytest.raises(APIError, match="process ended while this request ran"):
+        list(stream)
+    supervisor.silent_seconds = patience
+    health = httpx.get(f"{guarded.url}/health")
+    assert (health.status_code, health.json()["status"]) == (503, "loading")
+    assert "was silent for 0.1 s and was killed" in health.json()["reason"]
+    patient = guarded.client(timeout=guarded.network.ready_seconds)
+    assert patient.chat.completions.create(model=NAME, messages=ASK, max_tokens=2).usage is not None
+    assert (supervisor.pid != before, supervisor.hangs) == (True, killed + 1)
+    assert httpx.get(f"{guarded.url}/health").json() == {"status": "ok"}
+    assert f"acorn_worker_hangs {killed + 1:.1f}" in httpx.get(f"{guarded.url}/metrics", headers=key(guarded)).text
+
+
+def test_a_worker_that_has_nothing_to_do_gives_signs_of_life(guarded: Running) -> None:
+    supervisor = guarded.supervisor
+    until(lambda: supervisor.ready and supervisor.in_flight == 0)
+    supervisor._heard = False
+    guarded.loop.call_soon_threadsafe(supervisor._send, pack({"op": "ping"}))
+    until(lambda: supervisor._heard)
+
+
+@pytest.mark.parametrize("sign", ["an answer", "that it loads", "none"])
+def test_only_a_silent_worker_that_is_not_loading_is_killed(tiny_model: Path, sign: str) -> None:
+    async def watch() -> int:
+        supervisor = Supervisor(settings_of(tiny_model), Network(silent_seconds=0.02))
+        pings = 0
+
+        def answer(_: bytes) -> None:
+            nonlocal pings
+            pings += 1
+            supervisor._heard, supervisor._excused = sign == "an answer", sign == "that it loads"
+            if pings == 50:
+                watching.cancel()
+
+        supervisor._send = answer  # type: ignore[method-assign]
+        supervisor._ready.set()
+        process = SimpleNamespace(kill=lambda: None)
+        watching = asyncio.ensure_future(supervisor._watch(process))  # type: ignore[arg-type]
+        await asyncio.wait([watching])
+        return supervisor.hangs
+
+    assert asyncio.run(watch()) == (1 if sign == "none" else 0)
 
 
 def test_a_model_that_cannot_be_loaded_is_a_sentence(tiny_model: Path) -> None:
