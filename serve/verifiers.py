@@ -67,6 +67,7 @@ class Verifiers:
                     step_delimiter=None,
                     device=device,
                     dtype="float32" if device == "cpu" else None,
+                    chunk=self._settings.chunk,
                 )
             except (OSError, RuntimeError) as error:  # of this search alone: the others run on
                 raise ValueError(f"search.verifier cannot be loaded: {error}") from error

@@ -207,6 +207,31 @@ def test_a_prompt_too_long_for_the_verifier_is_refused(backend: Any) -> None:
     assert "verifier's context" in str(deltas_of(backend, handle)[handle][-1].error)
 
 
+def test_a_long_prompt_is_read_by_the_verifier_in_chunks_between_others_tokens(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.cache import KVTree
+
+    backend._search()._verifiers.load(backend.settings.verifier)
+    read: list[int] = []
+    extend = KVTree.extend
+
+    def note(self: KVTree, prefixes: Any, ids: Any, last: int = 1) -> Any:
+        read.append(max(map(len, ids)))
+        return extend(self, prefixes, ids, last)
+
+    monkeypatch.setattr(KVTree, "extend", note)
+    search = backend.submit(replace(work(method="best_of_n", n=1), ids=PROMPT * 8))
+    plain = backend.submit(Work(PROMPT, Sampling(), 8, seed=3))
+    told: list[tuple[int, int]] = []
+    while backend.busy:
+        told += [(delta.handle, len(read)) for delta in backend.turn()]
+    assert read[:10] == [32] * 10
+    assert max(read) <= 32
+    assert len({chunks for handle, chunks in told if handle == plain}) > 1
+    assert told[-1][0] == search
+
+
 def test_a_verifier_that_is_none_is_refused(backend: Any, tmp_path: Path) -> None:
     from registry import Registry
     from serve.verifiers import Verifiers, delimiter_of
