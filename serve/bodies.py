@@ -34,6 +34,8 @@ MOST_TEXT = 1 << 20
 """Characters that /tokenize takes at once."""
 MOST_VALUES = 1 << 18
 """Of a whole body: two contexts of 128k token ids. So many numbers are read in 11 ms, empty lists in 130."""
+_BLOCK = 1 << 18
+"""Bytes looked at together: whole bodies would take five times their memory."""
 _One = TypeVar("_One")
 Prompts = Annotated[list[_One], Field(fail_fast=True)]
 
@@ -205,10 +207,13 @@ def count_values(body: bytes) -> int:
     as two.
     """
     plain = body.replace(rb"\\", b"").replace(rb"\"", b"")
-    bytes_T = np.frombuffer(plain, np.uint8)
-    inside_T = np.logical_xor.accumulate(bytes_T == ord('"'))
-    begins_T = (bytes_T == ord(",")) | (bytes_T == ord("[")) | (bytes_T == ord("{"))
-    return 1 + int(np.count_nonzero(begins_T & ~inside_T))
+    count, quoted = 1, np.zeros(1, np.bool_)
+    for start in range(0, len(plain), _BLOCK):
+        block = np.frombuffer(plain, np.uint8, min(_BLOCK, len(plain) - start), start)
+        begins = (block == ord(",")) | (block == ord("[")) | (block == ord("{"))
+        quoted = np.logical_xor.accumulate(block == ord('"')) ^ quoted[-1]
+        count += int(np.count_nonzero(begins & ~quoted))
+    return count
 
 
 def read(kind: type[_Body], body: bytes) -> _Body:

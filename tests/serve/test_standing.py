@@ -154,6 +154,9 @@ def test_values_of_a_body_are_counted_without_reading_it(value: Any) -> None:
 
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value, separators=(",", ":"))):
         assert count_values(text.encode()) == count(value)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("serve.bodies._BLOCK", 3)
+            assert count_values(text.encode()) == count(value)
 
 
 def test_a_body_of_a_million_values_is_413_and_a_text_of_as_many_commas_is_not(served: Running) -> None:
@@ -304,7 +307,7 @@ def test_a_worker_that_hangs_is_killed_and_started_again(guarded: Running) -> No
     with pytest.raises(APIError, match="process ended while this request ran"):
         list(stream)
     supervisor.silent_seconds = patience
-    health = httpx.get(f"{guarded.url}/health")
+    health = httpx.get(f"{guarded.url}/health", timeout=60)
     assert (health.status_code, health.json()["status"]) == (503, "loading")
     assert "was silent for 0.1 s and was killed" in health.json()["reason"]
     patient = guarded.client(timeout=guarded.network.ready_seconds)
