@@ -143,6 +143,8 @@ def _serving(target: argparse.ArgumentParser) -> None:
     target.add_argument("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
     target.add_argument("--api-key", metavar="KEY", help="that clients must send (better: $ACORN_API_KEY)")
     target.add_argument("--verifier", metavar="REF", help="of searches (default: the one trained for the model)")
+    silence = "after which a model's process that gives no sign of life is started again (default: 120)"
+    target.add_argument("--silent-seconds", type=float, metavar="S", help=silence)
     fixed = target.add_argument_group("fixed choices", "what the server would choose by itself, and says")
     fixed.add_argument("--engine", choices=("torch", "llamacpp", "vllm"))
     fixed.add_argument("--device", choices=("cpu", "cuda"))

@@ -4,8 +4,10 @@
     python -m benchmarks.serve_soak --url http://127.0.0.1:8000 --pid $! --minutes 10
 
 Clients hold conversations of growing length, some streamed, some left in the middle, some with a stop string or log
-probabilities, and begin new ones. Resident memory of the server's processes is noted every second; the growth is that
-of the medians of the second and the last fifth of the time, so that caches which fill at first do not count.
+probabilities, and begin new ones. Resident memory of the server's processes is noted every second, with the requests
+begun so far. The growth is that of the second half of the time, between the medians of its first and its last quarter,
+in MB and for each request between them. The first half is for caches to fill, which takes about 6,000 requests:
+`warm_up_requests` says how many it had.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import random
 import statistics
 import time
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -49,6 +52,7 @@ def _text(draw: random.Random, words: int) -> str:
 
 async def _ask(client: httpx.AsyncClient, body: dict[str, Any], leave: bool, counts: Counter[str]) -> str | None:
     """The answer; None if it was left, or the conversation no longer fits."""
+    counts["requests"] += 1
     async with client.stream("POST", "/v1/chat/completions", json=body) as answer:
         counts[str(answer.status_code)] += 1
         if answer.status_code != 200:
@@ -83,21 +87,36 @@ def memory_of(pid: int) -> dict[str, float]:
     return {name: process.memory_info().rss / 1e6 for name, process in family.items()}
 
 
-async def watch(pid: int, until: float) -> list[dict[str, float]]:
-    rows = []
+Sample = tuple[int, dict[str, float]]
+"""Requests so far, and what `memory_of` finds."""
+
+
+async def watch(pid: int, until: float, counts: Counter[str]) -> list[Sample]:
+    samples = []
     while time.monotonic() < until:
-        rows.append(memory_of(pid))
+        samples.append((counts["requests"], memory_of(pid)))
         await asyncio.sleep(1)
-    return rows
+    return samples
 
 
-async def soak(url: str, pid: int, seconds: float, clients: int) -> tuple[list[dict[str, float]], Counter[str]]:
+def growth(series: Sequence[tuple[int, float]]) -> tuple[float, float]:
+    """MB, and kB for each request, that (requests so far, MB) grow by in the second half of `series`."""
+    late = series[len(series) // 2 :]
+    quarter = max(1, len(late) // 4)
+    begin, end = (
+        [statistics.median(column) for column in zip(*part, strict=True)] for part in (late[:quarter], late[-quarter:])
+    )
+    grown = end[1] - begin[1]
+    return grown, 1000 * grown / max(1.0, end[0] - begin[0])
+
+
+async def soak(url: str, pid: int, seconds: float, clients: int) -> tuple[list[Sample], Counter[str]]:
     counts: Counter[str] = Counter()
     until = time.monotonic() + seconds
-    rows, *_ = await asyncio.gather(
-        watch(pid, until), *(hold_conversations(url, until, seed, counts) for seed in range(clients))
+    samples, *_ = await asyncio.gather(
+        watch(pid, until, counts), *(hold_conversations(url, until, seed, counts) for seed in range(clients))
     )
-    return rows, counts
+    return samples, counts
 
 
 def main() -> None:
@@ -107,14 +126,15 @@ def main() -> None:
     options.add_argument("--minutes", type=float, default=10)
     options.add_argument("--clients", type=int, default=8)
     given = options.parse_args()
-    rows, counts = asyncio.run(soak(given.url, given.pid, 60 * given.minutes, given.clients))
-    fifth = max(1, len(rows) // 5)
+    samples, counts = asyncio.run(soak(given.url, given.pid, 60 * given.minutes, given.clients))
     figures: dict[str, Any] = {"benchmark": "serve_soak", "minutes": given.minutes, "answers": dict(counts)}
-    for name in rows[-1]:
-        series = [row[name] for row in rows if name in row]
-        early, late = statistics.median(series[fifth : 2 * fifth] or series), statistics.median(series[-fifth:])
-        print(f"{name}: {early:.1f} MB early, {late:.1f} MB late, {max(series):.1f} MB at most")
-        figures[f"{name}_growth_mb".replace(" ", "_")] = round(late - early, 1)
+    figures["warm_up_requests"] = samples[len(samples) // 2][0]
+    for name in samples[-1][1]:
+        series = [(requests, memory[name]) for requests, memory in samples if name in memory]
+        grown, each = growth(series)
+        print(f"{name}: {series[-1][1]:.1f} MB, {grown:+.1f} MB in the second half, {each:+.3f} kB a request")
+        key = name.replace(" ", "_")
+        figures |= {f"{key}_growth_mb": round(grown, 2), f"{key}_growth_kb_per_request": round(each, 3)}
     print(", ".join(f"{key}: {count}" for key, count in sorted(counts.items())))
     print(json.dumps(figures))
 

@@ -51,6 +51,12 @@ class Prefix:
         )
         return type(self)(self.trunk, (*self.tail[:kept], piece), self.length + new)
 
+    def as_trunk(self) -> Self:
+        """The same tokens, all of them in the trunk: for a prompt that was run in pieces. They are copied."""
+        segments = (self.trunk, *self.tail)
+        keys, values = torch.cat([one.keys for one in segments], 2), torch.cat([one.values for one in segments], 2)
+        return type(self)(Segment(keys, values), (), self.length)
+
 
 @dataclass(frozen=True)
 class Shape:

@@ -18,7 +18,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from engine.cache import KVTree
+from engine.cache import CHUNK, KVTree
 from engine.interface import Usage
 from engine.load import load_model, load_tree, pick_device
 from engine.prefix import Prefix
@@ -45,6 +45,8 @@ class VerifierSeq:
     output: Tensor | None = None
     """Of the model at the last of `ids`, (width,): it predicts the next step's first token."""
     open: bool = True
+    unread: list[int] = field(default_factory=list)
+    """What of the prompt, in the model's own ids, has not run yet (`begin`)."""
 
 
 class TorchVerifier:
@@ -81,6 +83,27 @@ class TorchVerifier:
         fed = {prompt: VerifierSeq(prompt) for prompt in written}
         self._feed(list(fed.values()), list(written.values()), [[] for _ in fed])
         return [self._continue(fed[seq.prompt]) for seq in seqs]
+
+    def begin(self, prompt: Sequence[int]) -> VerifierSeq:
+        """`open` for one prompt, of which nothing has run yet: call `go_on` until it says that all has.
+
+        Raises ValueError for an empty prompt, and for a text over the context.
+        """
+        if not len(prompt):
+            raise ValueError("the prompt is empty; give it at least one token")
+        unread = self._writer.ids(prompt, ())
+        if len(unread) > self.context:
+            raise ValueError(f"the prompt has {len(unread)} tokens, the verifier's context {self.context}; cut it")
+        return VerifierSeq(tuple(prompt), unread=unread)
+
+    def go_on(self, seq: VerifierSeq, tokens: int) -> bool:
+        """Run `tokens` more of the prompt of a sequence that was begun; whether all of it has run."""
+        part, rest = seq.unread[:tokens], seq.unread[tokens:]
+        self._feed([seq], [seq.ids + part], [[]])
+        seq.unread = rest
+        if not rest and seq.prefix is not None:
+            seq.prefix = seq.prefix.as_trunk()  # forks then share it
+        return not rest
 
     def fork(self, seq: VerifierSeq, count: int) -> list[VerifierSeq]:
         """Costs nothing: the cache of a prefix is shared."""
@@ -215,12 +238,13 @@ def load_verifier(
     dtype: torch.dtype | str | None = None,
     context: int | None = None,
     positions: int | None = None,
+    chunk: int = CHUNK,
 ) -> TorchVerifier:
     """The process reward model in `folder`, for a generator with `policy_tokenizer` (default: the model's own).
 
-    `kind` "auto" recognises the layout; the next three arguments overrule what it found. `positions` limits the working
-    memory as in `KVTree`. Raises ValueError for a folder of no known layout, and for a tokenizer that does not fit:
-    no such step token, a delimiter that it merges away, more ids than the model has embeddings, no template.
+    `kind` "auto" recognises the layout; the next three arguments overrule what it found. `positions` and `chunk` limit
+    the working memory as in `KVTree`. Raises ValueError for a folder of no known layout, and for a tokenizer that does
+    not fit: no such step token, a delimiter that it merges away, more ids than the model has embeddings, no template.
     """
     from transformers import AutoTokenizer
 
@@ -239,7 +263,7 @@ def load_verifier(
             f"the tokenizer in {folder} has ids up to {largest}, the model only {vocab} embeddings: these files do not "
             "belong together; copy the tokenizer that the model was trained with into the folder"
         )
-    tree = load_tree(backbone, context=context, positions=positions)
+    tree = load_tree(backbone, context=context, positions=positions, chunk=chunk)
     return TorchVerifier(tree, score, writer, form, vocab, weight)
 
 
@@ -340,6 +364,8 @@ def _tensor(folder: Path, stored: dict[str, tuple[str, list[int]]], name: str) -
 
 
 def _check_open(seqs: Sequence[VerifierSeq]) -> None:
+    if any(seq.unread for seq in seqs):
+        raise ValueError("the prompt of a sequence has not run; call go_on until it has")
     if any(not seq.open for seq in seqs):
         raise ValueError("the sequence was closed; fork it before closing if it is still needed")
     if repeated := [index for index, count in Counter(map(id, seqs)).items() if count > 1]:

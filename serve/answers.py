@@ -92,6 +92,8 @@ class Tokens(BaseModel):
 
 class Health(BaseModel):
     status: Literal["ok", "loading"]
+    reason: str | None = None
+    """Why the model is being loaded again."""
 
 
 class Writer:

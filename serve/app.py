@@ -35,7 +35,7 @@ def create_app(settings: Settings, network: Network, names: Sequence[str]) -> Ga
     `names`: what a request may call the model, the proper name first. Raises ValueError or FileNotFoundError for a
     model whose tokenizer or chat template cannot be read.
     """
-    supervisor, metrics = Supervisor(settings, network.ready_seconds), Metrics()
+    supervisor, metrics = Supervisor(settings, network), Metrics()
     state = State(supervisor, load_reader(settings), metrics, list(names))
     app = FastAPI(title="acorn", docs_url=None, redoc_url=None)
     app.include_router(make_router(state))

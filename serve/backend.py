@@ -6,7 +6,7 @@ A backend is used from one thread. The worker hands over `Work`, calls `turn` ag
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,12 +106,15 @@ class Backend(Protocol):
         """Free the model."""
 
 
-def load_backend(settings: Settings) -> Backend:
-    """The backend of `settings.engine`. Raises ValueError or FileNotFoundError for a model that it cannot run."""
+def load_backend(settings: Settings, announce: Callable[[], None] = lambda: None) -> Backend:
+    """The backend of `settings.engine`. It calls `announce` before it loads something more, between two turns.
+
+    Raises ValueError or FileNotFoundError for a model that it cannot run.
+    """
     if settings.engine == "torch":
         from serve.torch import TorchBackend
 
-        return TorchBackend(settings)
+        return TorchBackend(settings, announce)
     if settings.engine == "llamacpp":
         from serve.llamacpp import LlamaBackend
 

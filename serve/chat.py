@@ -13,7 +13,7 @@ import numpy as np
 from engine.interface import Sampling
 from engine.rules import COLDEST
 from serve.bodies import MOST_BIAS, MOST_CHOICES, ChatRequest, Common, CompletionRequest, Message, NamedTool
-from serve.errors import invalid
+from serve.errors import ApiError, invalid
 from serve.search_field import Offer, Plan, read_search
 from serve.template import ChatTemplate, TemplateRefused, Turn
 from serve.tokenizer import TextTokenizer
@@ -49,13 +49,18 @@ class Job:
         """Most new tokens. Raises ApiError for a prompt that leaves no room for one."""
         length = len(prompt) // 4
         if length >= context:
-            raise invalid(
-                f"the prompt has {length} tokens and the context {context}, so there is no room for an answer; send at "
-                f"most {context - 1} tokens, or start the server with a larger --context if the model allows it",
-                "messages",
-                "context_length_exceeded",
-            )
+            raise no_room(length, context)
         return min(self.max_tokens or context, context - length)
+
+
+def no_room(length: int, context: int) -> ApiError:
+    """A prompt of `length` tokens leaves none for an answer."""
+    return invalid(
+        f"the prompt has {length} tokens and the context {context}, so there is no room for an answer; send at most"
+        f" {context - 1} tokens, or start the server with a larger --context if the model allows it",
+        "messages",
+        "context_length_exceeded",
+    )
 
 
 class Reader:
@@ -101,7 +106,7 @@ class Reader:
     def _search(self, body: ChatRequest, shaped: bool) -> Plan:
         """Raises ApiError (400) for a search that cannot be done, or not together with the rest of the request."""
         if self._offer is None:
-            raise invalid("search needs the engine torch, that is a model folder; this server has another", "search")
+            raise invalid("search is off here: it needs a server of a model folder with --engine torch", "search")
         with_it = {
             "n": body.n not in (None, 1),
             "logprobs": bool(body.logprobs),
@@ -127,11 +132,10 @@ class Reader:
 
     async def completion(self, body: CompletionRequest, context: int) -> Job:
         """Raises ApiError (400) for what this model cannot do."""
-        cache = body.cache is not False
-        prompts = [await self._prompt(prompt, cache, context) for prompt in _several(body.prompt)]
-        n = body.n or 1
-        if not 1 <= len(prompts) * n <= MOST_CHOICES:
-            raise invalid(f"{len(prompts)} prompts times n = {n}: send 1 to {MOST_CHOICES} at once", "prompt")
+        cache, n, several = body.cache is not False, body.n or 1, _several(body.prompt)
+        if not 1 <= len(several) * n <= MOST_CHOICES:
+            raise invalid(f"{len(several)} prompts times n = {n}: send 1 to {MOST_CHOICES} at once", "prompt")
+        prompts = [await self._prompt(prompt, cache, context) for prompt in several]
         return Job(
             prompts=prompts,
             n=n,
@@ -146,6 +150,8 @@ class Reader:
     async def _prompt(self, prompt: str | list[int], cache: bool, context: int) -> bytes:
         if isinstance(prompt, str):
             ids = await self._encode(prompt, cache, context, document=True)
+        elif len(prompt) >= context:
+            raise no_room(len(prompt), context)
         else:
             bad = next((token for token in prompt if not 0 <= token < self.tokenizer.size), None)
             if bad is not None:

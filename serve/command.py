@@ -18,7 +18,7 @@ from serve.app import create_app
 from serve.gate import is_loopback
 from serve.http import bind, serve
 from serve.settings import Network, Wishes
-from serve.supervisor import WorkerDied
+from serve.supervisor import BEAT, WorkerDied
 from serve.zero import choose, show
 
 KEY_VARIABLE = "ACORN_API_KEY"
@@ -65,14 +65,21 @@ def verifier_of(registry: Registry, options: Namespace) -> Path | None:
 
 
 def network_of(options: Namespace) -> Network:
-    """Raises StepFailed for a host that others can reach without a key that keeps them out."""
+    """Raises StepFailed for a host that others can reach without a key that keeps them out, and for no patience."""
     key = options.api_key or os.environ.get(KEY_VARIABLE) or None
     if key is None and not is_loopback(options.host):
         raise StepFailed(
             f"--host {options.host} can be reached by others: set an API key with {KEY_VARIABLE}=... or --api-key, or "
             "leave --host out to serve this machine alone"
         )
-    return Network(host=options.host, port=options.port, api_key=key)
+    network = Network(host=options.host, port=options.port, api_key=key)
+    if (silence := options.silent_seconds) is None:
+        return network
+    if not silence >= BEAT:
+        raise StepFailed(
+            f"--silent-seconds {silence:g} is less than a busy machine may need for one turn; give {BEAT:g} or more"
+        )
+    return replace(network, silent_seconds=silence)
 
 
 def find_model(registry: Registry, ref: str) -> tuple[Path, list[str]]:

@@ -25,6 +25,7 @@ class Metrics:
         self._admitted = Gauge("acorn_admitted_requests", "Requests now being answered", **own)
         self._ready = Gauge("acorn_worker_ready", "1 where the worker has the model loaded", **own)
         self._restarts = Gauge("acorn_worker_restarts", "Times that the worker was started again", **own)
+        self._hangs = Gauge("acorn_worker_hangs", "Times that a worker was killed for its silence", **own)
         self._worker = Gauge("acorn_engine", "The engine's own figures (engine.requests.Stats)", ["figure"], **own)
 
     def render(self, supervisor: Supervisor, admitted: int) -> bytes:
@@ -32,6 +33,7 @@ class Metrics:
         self._admitted.set(admitted)
         self._ready.set(supervisor.ready)
         self._restarts.set(supervisor.restarts)
+        self._hangs.set(supervisor.hangs)
         for name, value in supervisor.stats.items():
             self._worker.labels(name).set(value)
         return bytes(generate_latest(self.registry))

@@ -24,7 +24,7 @@ from serve.answers import (
     Tokens,
     Writer,
 )
-from serve.bodies import ChatRequest, Common, CompletionRequest, TokenizeRequest, read
+from serve.bodies import ChatRequest, Common, CompletionRequest, TokenizeRequest, read_bounded
 from serve.chat import Job
 from serve.errors import ApiError, invalid
 from serve.gate import SHARE
@@ -49,7 +49,7 @@ _GET: dict[int | str, dict[str, Any]] = {status: FAULTS[status] for status in (4
 
 
 def _post(body: type) -> dict[str, Any]:
-    """The API's document of a body; it is read by `serve.bodies.read`, not by FastAPI."""
+    """The API's document of a body; it is read by `serve.bodies`, not by FastAPI."""
     schema = {"$ref": f"#/components/schemas/{body.__name__}"}
     content = {"application/json": {"schema": schema}}
     extra = {"requestBody": {"required": True, "content": content}}
@@ -64,7 +64,7 @@ def make_router(state: State) -> APIRouter:
     @router.post("/v1/chat/completions", response_model=ChatCompletion, **_post(ChatRequest))
     async def chat(request: Request) -> Response:
         """Answer a conversation, whole or as a stream of server-sent events."""
-        body = read(ChatRequest, await request.body())
+        body = await read_bounded(ChatRequest, await request.body())
         name = _model(state, body)
         job = await state.reader.chat(body, state.supervisor.context)
         return await _answer(state, request, body, job, ChatWriter(name, state.reader.tokenizer, bool(body.logprobs)))
@@ -72,7 +72,7 @@ def make_router(state: State) -> APIRouter:
     @router.post("/v1/completions", response_model=Completion, **_post(CompletionRequest))
     async def completions(request: Request) -> Response:
         """Go on from a text or from token ids."""
-        body = read(CompletionRequest, await request.body())
+        body = await read_bounded(CompletionRequest, await request.body())
         name = _model(state, body)
         job = await state.reader.completion(body, state.supervisor.context)
         writer = TextWriter(name, state.reader.tokenizer, body.logprobs is not None)
@@ -91,7 +91,7 @@ def make_router(state: State) -> APIRouter:
     @router.post("/tokenize", response_model=Tokens, **_post(TokenizeRequest))
     async def tokenize(request: Request) -> Response:
         """Token ids of a text."""
-        body = read(TokenizeRequest, await request.body())
+        body = await read_bounded(TokenizeRequest, await request.body())
         tokenizer = state.reader.tokenizer
         encode = tokenizer.encode_document if body.add_special_tokens else tokenizer.encode
         ids = np.frombuffer(await asyncio.to_thread(encode, body.text, False), np.uint32)
@@ -102,8 +102,9 @@ def make_router(state: State) -> APIRouter:
     @router.get("/health", response_model=Health, responses={403: FAULTS[403], 503: {"model": Health}})
     async def health() -> Response:
         """200 where the model is loaded, 503 while it is being loaded again."""
-        ready = state.supervisor.ready
-        return JSONResponse({"status": "ok" if ready else "loading"}, 200 if ready else 503)
+        if state.supervisor.ready:
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "loading", "reason": state.supervisor.trouble}, 503)
 
     @router.get("/metrics", response_class=Response, responses={**_GET, 200: {"content": {"text/plain": {}}}})
     async def metrics() -> Response:

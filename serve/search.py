@@ -16,10 +16,10 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from acorn.answers import Answers
-from engine.interface import Finish, StepOut, Verifier
+from engine.interface import Finish, StepOut
 from engine.requests import Event, Request
 from search.budget import Budget, Spent
 from search.methods import METHODS, begin
@@ -31,6 +31,9 @@ from serve.backend import Delta, Work
 from serve.search_field import Plan
 from serve.settings import Settings
 from serve.verifiers import Verifiers, delimiter_of
+
+if TYPE_CHECKING:
+    from engine.prm import TorchVerifier, VerifierSeq
 
 AT_ONCE = 2
 """Searches that advance together; others wait for them."""
@@ -80,7 +83,7 @@ class _Running:
     handle: int
     work: Work
     plan: Plan
-    verifier: Verifier | None
+    verifier: TorchVerifier | None
     splitter: StepSplitter
     coroutine: Search[Outcome]
     drawing: dict[int, int] = field(default_factory=dict)
@@ -90,7 +93,9 @@ class _Running:
     scoring: Extend | Open | None = None
     """What the verifier has to do next,"""
     scores: list[list[float]] = field(default_factory=list)
-    """and what of it is done."""
+    """what of it is done,"""
+    opened: VerifierSeq | None = None
+    """and the sequence whose prompt it now reads."""
     cached: int | None = None
     """Tokens of the prompt that its first request found in the prefix cache."""
 
@@ -98,9 +103,9 @@ class _Running:
 class Searches:
     """The searches of one worker. Its owner passes on the engine's events (`take`) and calls `turn` between them."""
 
-    def __init__(self, engine: Submits, settings: Settings, tokenizer: Any, verifiers: Verifiers | None = None) -> None:
+    def __init__(self, engine: Submits, settings: Settings, tokenizer: Any, verifiers: Verifiers) -> None:
         self._engine, self._settings, self._tokenizer = engine, settings, tokenizer
-        self._verifiers = verifiers or Verifiers(settings, tokenizer)
+        self._verifiers = verifiers
         self._splitters: dict[str, StepSplitter] = {}
         self._waiting: deque[tuple[int, Work, Plan]] = deque()
         self._running: dict[int, _Running] = {}
@@ -249,7 +254,11 @@ class Searches:
         reply: Any = run.scores
         try:
             if isinstance(asked, Open):
-                [reply] = verifier.open([asked.prompt])
+                run.opened = run.opened or verifier.begin(asked.prompt)
+                if not verifier.go_on(run.opened, self._settings.chunk):
+                    run.scoring = asked
+                    return
+                reply, run.opened = run.opened, None
             else:
                 done = len(run.scores)
                 end = done + _chunk(asked.paths[done:], self._settings.chunk)
@@ -271,7 +280,7 @@ class Searches:
         for handle in run.drawing:
             self._engine.cancel(handle)
             del self._owners[handle]
-        run.drawing, run.scoring = {}, None
+        run.drawing, run.scoring, run.opened = {}, None, None
         run.coroutine.close()
 
 

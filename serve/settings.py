@@ -93,3 +93,6 @@ class Network:
     """For a client to take what was written to it."""
     ready_seconds: float = 300.0
     """That a request waits for a worker that is being started."""
+    silent_seconds: float = 120.0
+    """After which a worker that gives no sign of life is killed and started again. It gives one between two turns, and
+    a turn is a chunk of a prompt and a token of every row: seconds, on a machine that has other things to do too."""

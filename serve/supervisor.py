@@ -1,8 +1,9 @@
 """The front's side of the worker: starts it, starts it again when it dies, and carries requests to it and answers back.
 
-A request in flight when the worker dies ends with `WorkerDied`; one that comes while a worker loads waits for it. What
-a client does not fetch yet is kept in its flight's queue: at most `max_tokens` tokens of each request, and how many
-requests there are is bounded by `serve.gate`.
+A request in flight when the worker dies ends with `WorkerDied`; one that comes while a worker loads waits for it. A
+worker that lives and hangs is killed: it is asked for a sign of life now and then, which it gives between two turns of
+its backend. What a client does not fetch yet is kept in its flight's queue: at most `max_tokens` tokens of each
+request, and how many requests there are is bounded by `serve.gate`.
 """
 
 from __future__ import annotations
@@ -21,13 +22,15 @@ from typing import Any
 
 from serve.backend import Delta
 from serve.frames import Message, Unpacker, pack
-from serve.settings import Settings
+from serve.settings import Network, Settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
 LONGEST_PAUSE = 30.0
 """Seconds before a worker that dies again and again is started once more."""
 SHORTEST_LIFE = 5.0
 """Seconds; a worker that lived less is started again with a growing pause."""
+BEAT = 5.0
+"""Seconds between two questions to a worker whether it still runs."""
 
 
 class WorkerDied(Exception):
@@ -41,13 +44,20 @@ class Refused(Exception):
 class Supervisor:
     """One worker at a time. Start it with `await start()`, end it with `await stop()`."""
 
-    def __init__(self, settings: Settings, ready_seconds: float) -> None:
+    def __init__(self, settings: Settings, network: Network) -> None:
         self.settings = settings
         self.context = settings.context
         self.stats: dict[str, int] = {}
         """The worker's newest figures (`engine.requests.Stats`)."""
         self.restarts = 0
-        self._ready_seconds = ready_seconds
+        self.hangs = 0
+        """Workers killed for their silence; they count among the restarts too."""
+        self.trouble: str | None = None
+        """Why there is no worker that is ready; None while there is one, or while the first loads."""
+        self.silent_seconds = network.silent_seconds
+        self._ready_seconds = network.ready_seconds
+        self._heard = self._excused = False
+        self._hung: str | None = None
         self._ready = asyncio.Event()
         self._flights: dict[int, Flight] = {}
         self._numbers = itertools.count()
@@ -128,12 +138,14 @@ class Supervisor:
                 return
             failures = 0 if time.monotonic() - born > SHORTEST_LIFE else failures + 1
             self.restarts += 1
+            self.trouble = self._hung or "the model's process ended"
             print(f"serve: {reason}; starting it again", file=sys.stderr, flush=True)
             await asyncio.sleep(min(LONGEST_PAUSE, 0.25 * 2**failures) if failures else 0)
 
     async def _one_life(self, first: asyncio.Future[None]) -> str:
         """Start a worker and read from it until it ends; why it did."""
         ours, theirs = socket.socketpair()
+        watch, self._hung = None, None
         try:
             with theirs:
                 # -P: a folder named "engine" where the user happens to be must not be taken for acorn's.
@@ -145,10 +157,13 @@ class Supervisor:
                 )
             reader, self._writer = await asyncio.open_connection(sock=ours)
             self._send(pack({"op": "start", "settings": self.settings.to_message()}))
+            watch = asyncio.create_task(self._watch(self._process))
             reason = await self._read(reader, first)
             code = await self._process.wait()
-            return reason or f"the model's process ended (exit code {code})"
+            return self._hung or reason or f"the model's process ended (exit code {code})"
         finally:
+            if watch is not None:
+                watch.cancel()
             self._ready.clear()
             if self._writer is not None:
                 self._writer.close()
@@ -160,6 +175,7 @@ class Supervisor:
     async def _read(self, reader: asyncio.StreamReader, first: asyncio.Future[None]) -> str | None:
         unpacker, reason = Unpacker(), None
         while data := await _some(reader):
+            self._heard, self._excused = True, False
             for message, _ in unpacker.feed(data):
                 if message["op"] == "deltas":
                     self._deliver(message)
@@ -169,12 +185,34 @@ class Supervisor:
                     self.context = message["context"]
                     # What the first worker has settled is so for those that follow it.
                     self.settings = Settings.from_message(message["settings"])
+                    self.trouble = None
                     self._ready.set()
                     if not first.done():
                         first.set_result(None)
+                elif message["op"] == "loading":
+                    self._excused = True
                 elif message["op"] == "failed":
                     reason = f"the model's process could not start: {message['message']}"
         return reason
+
+    async def _watch(self, process: asyncio.subprocess.Process) -> None:
+        """Kill a worker that gives no sign of life for `silent_seconds`.
+
+        Loading, of the model and later of a verifier, takes as long as it takes. Silence is counted in beats of this
+        loop and not by the clock: for a laptop that slept, or a server that was stopped with its worker (Ctrl-Z) and
+        goes on, it is one beat.
+        """
+        await self._ready.wait()
+        silent = 0.0
+        while silent < self.silent_seconds:
+            beat, self._heard = min(BEAT, self.silent_seconds / 4), False
+            self._send(pack({"op": "ping"}))
+            await asyncio.sleep(beat)
+            silent = 0.0 if self._heard or self._excused else silent + beat
+        self.hangs += 1
+        self._hung = f"the model's process was silent for {self.silent_seconds:g} s and was killed"
+        with contextlib.suppress(ProcessLookupError):  # it ended just now
+            process.kill()
 
     def _deliver(self, message: Message) -> None:
         self.stats = message.get("stats", self.stats)

@@ -3,6 +3,7 @@ searches by `serve.search`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -15,12 +16,13 @@ from serve.probe import before_loading, settle
 from serve.search import Searches
 from serve.settings import Settings
 from serve.sizes import folder_size
+from serve.verifiers import Verifiers
 
 
 class TorchBackend:
     """`serve.backend.Backend`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, announce: Callable[[], None] = lambda: None) -> None:
         settings = before_loading(settings)
         torch.set_num_threads(settings.threads)
         model = load_model(settings.model, settings.device, settings.dtype)
@@ -39,6 +41,7 @@ class TorchBackend:
             rows=settings.rows,
             chunk=settings.chunk,
         )
+        self._announce = announce
         self._grammars: Any = None
         self._searches: Searches | None = None
 
@@ -99,10 +102,12 @@ class TorchBackend:
     def _search(self) -> Searches:
         """Made with the first search: a server without any has no tokenizer in its worker."""
         if self._searches is None:
+            self._announce()
             from transformers import AutoTokenizer
 
             tokenizer = AutoTokenizer.from_pretrained(self.settings.model, local_files_only=True)
-            self._searches = Searches(self._engine, self.settings, tokenizer)
+            verifiers = Verifiers(self.settings, tokenizer, self._announce)
+            self._searches = Searches(self._engine, self.settings, tokenizer, verifiers)
         return self._searches
 
 

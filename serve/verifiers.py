@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +25,9 @@ DELIMITER = "\n\n"
 class Verifiers:
     """By ref. Requests may name artifacts of the registry alone: no path, nothing that was not made as a verifier."""
 
-    def __init__(self, settings: Settings, tokenizer: Any) -> None:
-        self._settings, self._tokenizer = settings, tokenizer
+    def __init__(self, settings: Settings, tokenizer: Any, announce: Callable[[], None]) -> None:
+        """`announce` is called before one is loaded."""
+        self._settings, self._tokenizer, self._announce = settings, tokenizer, announce
         self._loaded: OrderedDict[Path, TorchVerifier] = OrderedDict()
 
     def find(self, ref: str | None) -> Path:
@@ -57,6 +59,7 @@ class Verifiers:
             device = self._settings.device
             if device == "cpu" and (need := folder_size(folder).weights("float32")) > (memory := ram()).free:
                 raise ValueError(f"search.verifier needs {gb(need)}, and {memory.what} has {gb(memory.free)} free")
+            self._announce()
             try:
                 self._loaded[folder] = load_verifier(
                     folder,
@@ -64,6 +67,7 @@ class Verifiers:
                     step_delimiter=None,
                     device=device,
                     dtype="float32" if device == "cpu" else None,
+                    chunk=self._settings.chunk,
                 )
             except (OSError, RuntimeError) as error:  # of this search alone: the others run on
                 raise ValueError(f"search.verifier cannot be loaded: {error}") from error

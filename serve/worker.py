@@ -4,8 +4,10 @@ The descriptor is one end of a socket pair. The worker reads its settings, loads
 on looks for messages between the turns of its backend. It ends when the socket does, and is killed with its parent.
 
     front -> worker   {"op": "start", "settings"}  {"op": "submit", "id", ...} + ids   {"op": "cancel", "id"}
+                      {"op": "ping"}
     worker -> front   {"op": "ready", "context", "settings"}   {"op": "failed", "message"}
                       {"op": "refused", "id", "message"}   {"op": "deltas", "deltas": [...], "stats"}
+                      {"op": "pong"}   {"op": "loading"}: it will be silent until that is done
 """
 
 from __future__ import annotations
@@ -41,7 +43,7 @@ def main() -> None:
     settings = Settings.from_message(started["settings"])
     os.environ["OMP_NUM_THREADS"] = str(settings.threads)
     try:
-        backend = load_backend(settings)
+        backend = load_backend(settings, lambda: channel.send({"op": "loading"}))
     except (ValueError, FileNotFoundError, RuntimeError) as error:
         channel.send({"op": "failed", "message": str(error)})
         raise
@@ -113,6 +115,9 @@ class Worker:
             patience = 0
 
     def _obey(self, message: Message, ids: bytes) -> None:
+        if message["op"] == "ping":
+            self._channel.send({"op": "pong"})
+            return
         number = message["id"]
         if message["op"] == "cancel":
             if (handle := self._handles.pop(number, None)) is not None:

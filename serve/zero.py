@@ -89,6 +89,8 @@ def choose(
         )
     if gguf is not None and choice.wishes.engine in (None, "llamacpp"):
         settings = _llama(choice, gguf)
+        if verifier is not None:
+            choice.reasons["verifier"] = "not loaded, and search is off: llama.cpp has none; serve the model folder"
     else:
         if not (path / "config.json").exists():
             raise ValueError(f"{path} cannot be served with engine {choice.wishes.engine}: it holds no config.json")
@@ -103,8 +105,9 @@ def table(settings: Settings) -> Table:
     shown = Table.grid(padding=(0, 2))
     shown.add_row("[bold]model[/]", str(settings.model), f"[dim]{settings.reasons.get('model', '')}[/]")
     for name in (*FIELDS, "verifier"):
-        if (value := getattr(settings, name)) is not None:
-            text = f"{value:,}" if isinstance(value, int) else str(value)
+        value = getattr(settings, name)
+        if value is not None or name in settings.reasons:
+            text = f"{value:,}" if isinstance(value, int) else str(value or "none")
             shown.add_row(name, text, f"[dim]{settings.reasons.get(name, '')}[/]")
     return shown
 
@@ -136,7 +139,10 @@ def _torch(choice: _Choice, folder: Path, verifier: Path | None) -> Settings:
     size, machine = folder_size(folder), choice.machine
     gpu = machine.vram is not None and choice.wishes.device != "cpu"
     device = choice.of("device", "cuda" if gpu else "cpu", machine.vram.what if gpu and machine.vram else "no GPU here")
-    engine = choice.of("engine", "vllm" if gpu and machine.vllm else "torch", _engine_reason(gpu, machine.vllm))
+    engine = choice.of("engine", *_engine(gpu, machine.vllm, verifier is not None))
+    if engine == "vllm" and verifier is not None:
+        choice.reasons["verifier"] = "not loaded, and search is off: vLLM has none; leave --engine out to have both"
+        verifier = None
     memory = machine.vram if gpu and machine.vram else machine.ram
     extra = folder_size(verifier).weights("float32") if verifier is not None else 0
     fixed_cost = (0 if gpu else LIBRARIES) + extra
@@ -282,10 +288,12 @@ def _waiting(choice: _Choice, rows: int) -> int:
     return int(choice.of("max_waiting", waiting(rows), "two rounds of all rows, at least 16; one more is answered 429"))
 
 
-def _engine_reason(gpu: bool, vllm: bool) -> str:
-    if gpu and vllm:
-        return "vLLM is installed and there is a GPU; searches need --engine torch"
-    return "a model folder on a GPU, and vLLM is not installed" if gpu else "a model folder, and no GPU"
+def _engine(gpu: bool, vllm: bool, verifier: bool) -> tuple[EngineKind, str]:
+    if not (gpu and vllm):
+        return "torch", "a model folder on a GPU, and vLLM is not installed" if gpu else "a model folder, and no GPU"
+    if verifier:
+        return "torch", "there is a verifier, and vLLM has no search; --engine vllm does without both"
+    return "vllm", "vLLM is installed and there is a GPU; searches need --engine torch"
 
 
 def _check(wishes: Wishes, gguf: bool, machine: Machine) -> None:

@@ -24,7 +24,8 @@ from transformers import (
 )
 
 from acorn.tokenizers import copy_tokenizer
-from engine.prm import TorchVerifier, load_verifier, read_head
+from engine.cache import KVTree
+from engine.prm import TorchVerifier, VerifierSeq, load_verifier, read_head
 from engine.prm_formats import PrmFormat, encode_prompt, encode_steps
 
 QUESTIONS = ("Mia has 12 pens. She buys 7. How many pens does she have?", "Tom has 3 cups and wins 4. How many?")
@@ -122,13 +123,20 @@ def from_cache(verifier: TorchVerifier, policy: Any) -> list[list[float]]:
 
 
 def at_once(verifier: TorchVerifier, policy: Any) -> list[list[float]]:
-    """Scores of SOLUTIONS, each read in one call, one of them behind a step that was read before."""
+    """Scores of SOLUTIONS, each read in one call, one of them behind a step that was read before; prompts in pieces."""
     asked = [policy_ids(policy, QUESTIONS[index], steps) for index, steps in zip(ASKED, SOLUTIONS, strict=True)]
-    seqs = verifier.open([prompt for prompt, _ in asked])
+    seqs = [read_in_pieces(verifier, prompt) for prompt, _ in asked]
     [ahead] = verifier.extend(seqs[:1], [asked[0][1][0]])
     found = verifier.read(seqs, [asked[0][1][1:], asked[1][1], asked[2][1]])
     verifier.close(seqs)
     return [[ahead, *found[0]], *found[1:]]
+
+
+def read_in_pieces(verifier: TorchVerifier, prompt: Sequence[int]) -> VerifierSeq:
+    seq = verifier.begin(prompt)
+    while not verifier.go_on(seq, 7):
+        pass
+    return seq
 
 
 Reference = Callable[[str, Sequence[str]], list[float]]
@@ -219,6 +227,31 @@ def test_each_token_runs_through_the_model_once(tiny_tokenizer: Path, policy: An
     again = verifier.usage()
     verifier.open([asked[0][0]] * 8)
     assert (verifier.usage() - again).prompt == len(asked[0][0])
+
+
+def test_a_prompt_in_pieces_runs_once_and_its_forks_share_it(
+    tiny_tokenizer: Path, policy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    verifier = load_verifier(classifier(tmp_path / "prm", tiny_tokenizer), policy_tokenizer=policy, device="cpu")
+    passes: list[int] = []
+    run = KVTree.run
+    monkeypatch.setattr(
+        KVTree, "run", lambda self, batch, ids, *rest: (passes.append(ids.shape[1]), run(self, batch, ids, *rest))[1]
+    )
+    seq = read_in_pieces(verifier, range(20, 40))
+    assert passes == [7, 7, 6]
+    assert verifier.usage().prompt == 20
+    one, other = verifier.fork(seq, 2)
+    assert verifier.extend([one, other], [[5, 6], [7]]) == pytest.approx(
+        verifier.extend(verifier.open([range(20, 40)] * 2), [[5, 6], [7]]), abs=1e-6
+    )
+    assert one.prefix is not None and other.prefix is not None
+    assert one.prefix.trunk is other.prefix.trunk and len(one.prefix.trunk) == 20
+    begun = verifier.begin([5, 6])
+    with pytest.raises(ValueError, match="has not run"):
+        verifier.extend([begun], [[7]])
+    with pytest.raises(ValueError, match="513 tokens, the verifier's context 512"):
+        verifier.begin([5] * 513)
 
 
 def test_a_prm_of_another_tokenizer_and_template_reads_the_same_text(other: Path, policy: Any, tmp_path: Path) -> None:

@@ -158,6 +158,16 @@ def test_its_prompt_is_found_in_the_prefix_cache(backend: Any) -> None:
     assert deltas_of(backend, handle)[handle][-1].cached >= 32
 
 
+def test_a_worker_says_that_it_loads_a_verifier(backend: Any) -> None:
+    from serve.verifiers import Verifiers
+
+    said: list[str] = []
+    verifiers = Verifiers(backend.settings, None, lambda: said.append("loading"))
+    first = verifiers.load(backend.settings.verifier)
+    assert verifiers.load(backend.settings.verifier) is first
+    assert said == ["loading"]
+
+
 def test_a_cancelled_search_frees_all_it_holds(backend: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     closed: list[int] = []
     handle = backend.submit(work(method="dvts", n=8, width=4))
@@ -196,13 +206,38 @@ def test_a_prompt_too_long_for_the_verifier_is_refused(backend: Any) -> None:
     assert "verifier's context" in str(deltas_of(backend, handle)[handle][-1].error)
 
 
+def test_a_long_prompt_is_read_by_the_verifier_in_chunks_between_others_tokens(
+    backend: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.cache import KVTree
+
+    backend._search()._verifiers.load(backend.settings.verifier)
+    read: list[int] = []
+    extend = KVTree.extend
+
+    def note(self: KVTree, prefixes: Any, ids: Any, last: int = 1) -> Any:
+        read.append(max(map(len, ids)))
+        return extend(self, prefixes, ids, last)
+
+    monkeypatch.setattr(KVTree, "extend", note)
+    search = backend.submit(replace(work(method="best_of_n", n=1), ids=PROMPT * 8))
+    plain = backend.submit(Work(PROMPT, Sampling(), 8, seed=3))
+    told: list[tuple[int, int]] = []
+    while backend.busy:
+        told += [(delta.handle, len(read)) for delta in backend.turn()]
+    assert read[:10] == [32] * 10
+    assert max(read) <= 32
+    assert len({chunks for handle, chunks in told if handle == plain}) > 1
+    assert told[-1][0] == search
+
+
 def test_a_verifier_that_is_none_is_refused(backend: Any, tmp_path: Path) -> None:
     from registry import Registry
     from serve.verifiers import Verifiers, delimiter_of
 
     with pytest.raises(ValueError, match="no registry"):
         backend.submit(work(method="beam", n=4, verifier="some/prm"))
-    named = Verifiers(settings_of(tmp_path, home=Registry(tmp_path / "home").home), None)
+    named = Verifiers(settings_of(tmp_path, home=Registry(tmp_path / "home").home), None, lambda: None)
     for ref in ("some/prm", "/etc", "../x"):
         with pytest.raises(ValueError, match=r"search\.verifier"):
             named.find(ref)

@@ -15,21 +15,28 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from openai import APIError, InternalServerError
 from pydantic import ValidationError
 
 from acorn.launch import StepFailed
+from benchmarks.serve_bodies import bodies
 from benchmarks.serve_fuzz import bombard, make_shot
-from serve.bodies import ChatRequest, Common, CompletionRequest, read
+from benchmarks.serve_soak import growth
+from serve.bodies import MOST_VALUES, ChatRequest, Common, CompletionRequest, count_values, read
 from serve.command import network_of
 from serve.errors import ApiError
+from serve.frames import pack
 from serve.http import bind, listen
 from serve.settings import Network
-from serve.supervisor import WorkerDied
+from serve.supervisor import Supervisor, WorkerDied
+from serve.tokenizer import TextTokenizer
 from tests.serve.servers import NAME, PATIENCE, POSITIONS, Running, endless_model, running, settings_of, until
 
 ASK = [{"role": "user", "content": "So?"}]
@@ -101,10 +108,14 @@ def test_without_its_key_nothing_is_answered(guarded: Running) -> None:
 def test_a_host_that_others_reach_needs_a_key(monkeypatch: pytest.MonkeyPatch) -> None:
     from argparse import Namespace
 
-    open_to_all = Namespace(host="0.0.0.0", port=1, api_key=None)
+    open_to_all = Namespace(host="0.0.0.0", port=1, api_key=None, silent_seconds=None)
     with pytest.raises(StepFailed, match="set an API key with ACORN_API_KEY"):
         network_of(open_to_all)
-    assert network_of(Namespace(host="::1", port=1, api_key=None)).api_key is None
+    own = Namespace(host="::1", port=1, api_key=None, silent_seconds=600.0)
+    assert (network_of(own).api_key, network_of(own).silent_seconds) == (None, 600)
+    own.silent_seconds = 0.0
+    with pytest.raises(StepFailed, match="--silent-seconds 0 is less"):
+        network_of(own)
     monkeypatch.setenv("ACORN_API_KEY", "k")
     assert network_of(open_to_all).api_key == "k"
 
@@ -163,6 +174,63 @@ def test_a_body_full_of_faults_is_refused_at_the_first_few(kind: type[Common], b
         kind.model_validate_json(text)
     except ValidationError as error:
         assert error.error_count() < 10
+
+
+@settings(deadline=None, max_examples=50, database=None)
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.text('"\\\\,[{é\n'),
+        lambda one: st.lists(one) | st.dictionaries(st.text('a"\\\\'), one),
+    )
+)
+def test_values_of_a_body_are_counted_without_reading_it(value: Any) -> None:
+    def count(one: Any) -> int:
+        if isinstance(one, list | dict):
+            return 1 + max(1, sum(map(count, one.values() if isinstance(one, dict) else one)))
+        return 1
+
+    for text in (json.dumps(value), json.dumps(value, ensure_ascii=False), json.dumps(value, separators=(",", ":"))):
+        assert count_values(text.encode()) == count(value)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("serve.bodies._BLOCK", 3)
+            assert count_values(text.encode()) == count(value)
+
+
+def test_a_body_of_a_million_values_is_413_and_a_text_of_as_many_commas_is_not(served: Running) -> None:
+    """Read on the event loop, each was seconds in which nobody else got a token."""
+    for path, body in bodies().values():
+        answer = httpx.post(served.url + path, content=body, headers={"Content-Type": "application/json"}, timeout=60)
+        if count_values(body) > MOST_VALUES:
+            assert (answer.status_code, "send fewer, or as text" in answer.text) == (413, True)
+        else:
+            assert answer.json()["error"]["code"] == "context_length_exceeded"
+    assert served.app.state.held == 0
+
+
+def test_what_is_too_much_is_refused_before_it_is_tokenised(served: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(TextTokenizer, "_ids", lambda *_: pytest.fail("tokenised"))
+    many = served.post("/v1/completions", {"prompt": ["never seen before"] * 17})
+    assert (many.status_code, "17 prompts" in many.text) == (400, True)
+    long = served.post("/v1/completions", {"prompt": [-1] * 1024})
+    assert long.json()["error"]["code"] == "context_length_exceeded"
+
+
+def test_nothing_of_a_body_is_kept_when_it_has_been_read() -> None:
+    """pydantic kept every string of less than 64 bytes, up to 16,384 of them."""
+    bodies = [json.dumps({"messages": [{"role": "user", "content": f"Is it {at}?"}]}).encode() for at in range(1100)]
+    for body in bodies[:100]:
+        read(ChatRequest, body)
+    before = sys.getallocatedblocks()
+    for body in bodies[100:]:
+        read(ChatRequest, body)
+    assert sys.getallocatedblocks() - before < 500
+
+
+def test_the_growth_of_a_soak_is_that_after_the_caches_have_filled() -> None:
+    filled = [(at, 60 + min(at, 5000) / 100) for at in range(0, 20_000, 20)]
+    assert growth(filled) == (0, 0)
+    leaking = [(at, memory + at / 1000) for at, memory in filled]
+    assert growth(leaking) == (pytest.approx(7.5, abs=0.1), pytest.approx(1.0, abs=0.01))
 
 
 def test_several_answers_take_several_places(guarded: Running) -> None:
@@ -263,6 +331,57 @@ def test_a_killed_worker_ends_its_requests_with_an_error_and_comes_back(guarded:
     assert "acorn_worker_ready 1.0" in text
 
 
+def test_a_worker_that_hangs_is_killed_and_started_again(guarded: Running) -> None:
+    supervisor, before, killed = guarded.supervisor, guarded.supervisor.pid, guarded.supervisor.hangs
+    stream = guarded.client().chat.completions.create(**ENDLESS, stream=True)
+    next(iter(stream))
+    assert before is not None
+    os.kill(before, signal.SIGSTOP)
+    patience, supervisor.silent_seconds = supervisor.silent_seconds, 0.1
+    with pytest.raises(APIError, match="process ended while this request ran"):
+        list(stream)
+    supervisor.silent_seconds = patience
+    health = guarded.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "loading")
+    assert "was silent for 0.1 s and was killed" in health.json()["reason"]
+    patient = guarded.client(timeout=guarded.network.ready_seconds)
+    assert patient.chat.completions.create(model=NAME, messages=ASK, max_tokens=2).usage is not None
+    assert (supervisor.pid != before, supervisor.hangs) == (True, killed + 1)
+    assert guarded.get("/health").json() == {"status": "ok"}
+    assert f"acorn_worker_hangs {killed + 1:.1f}" in guarded.get("/metrics", headers=key(guarded)).text
+
+
+def test_a_worker_that_has_nothing_to_do_gives_signs_of_life(guarded: Running) -> None:
+    supervisor = guarded.supervisor
+    until(lambda: supervisor.ready and supervisor.in_flight == 0)
+    supervisor._heard = False
+    guarded.loop.call_soon_threadsafe(supervisor._send, pack({"op": "ping"}))
+    until(lambda: supervisor._heard)
+
+
+@pytest.mark.parametrize("sign", ["an answer", "that it loads", "none"])
+def test_only_a_silent_worker_that_is_not_loading_is_killed(tiny_model: Path, sign: str) -> None:
+    async def watch() -> int:
+        supervisor = Supervisor(settings_of(tiny_model), Network(silent_seconds=0.02))
+        pings = 0
+
+        def answer(_: bytes) -> None:
+            nonlocal pings
+            pings += 1
+            supervisor._heard, supervisor._excused = sign == "an answer", sign == "that it loads"
+            if pings == 50:
+                watching.cancel()
+
+        supervisor._send = answer  # type: ignore[method-assign]
+        supervisor._ready.set()
+        process = SimpleNamespace(kill=lambda: None)
+        watching = asyncio.ensure_future(supervisor._watch(process))  # type: ignore[arg-type]
+        await asyncio.wait([watching])
+        return supervisor.hangs
+
+    assert asyncio.run(watch()) == (1 if sign == "none" else 0)
+
+
 def test_a_model_that_cannot_be_loaded_is_a_sentence(tiny_model: Path) -> None:
     with pytest.raises(WorkerDied, match="is no GGUF model that can be read"):
         Running(settings_of(tiny_model, engine="llamacpp")).start()
@@ -314,7 +433,7 @@ def test_no_fuzzed_request_is_answered_5xx(served: Running) -> None:
 @pytest.mark.parametrize("mode", ["positive", "negative"])
 def test_the_answers_are_those_of_the_api_document(served: Running, mode: str) -> None:
     import schemathesis
-    from hypothesis import HealthCheck, Phase, given, settings
+    from hypothesis import HealthCheck, Phase
     from schemathesis.checks import not_a_server_error
     from schemathesis.specs.openapi import checks
 

@@ -168,6 +168,20 @@ def test_a_gpu_is_used_and_vllm_where_it_is_installed(tmp_path: Path) -> None:
     assert choose(make_folder(tmp_path / "h", "F16", 2, 64), machine=replace(LAPTOP, vram=GPU)).dtype == "float16"
 
 
+def test_a_model_with_a_verifier_keeps_its_search_or_is_said_to_lose_it(tmp_path: Path, tiny_gguf: Path) -> None:
+    folder, verifier = make_folder(tmp_path / "m", "F32", 4, 1024), make_folder(tmp_path / "v", "F32", 2, 64)
+    both = replace(LAPTOP, vram=GPU, vllm=True)
+    kept = choose(folder, verifier=verifier, machine=both)
+    assert (kept.engine, kept.verifier) == ("torch", verifier)
+    assert "a verifier, and vLLM has no search" in kept.reasons["engine"]
+    fixed = choose(folder, Wishes(engine="vllm"), verifier, both)
+    assert (fixed.engine, fixed.verifier) == ("vllm", None)
+    for settings in (fixed, choose(tiny_gguf, verifier=verifier, machine=LAPTOP)):
+        assert "search is off" in settings.reasons["verifier"]
+        [*_, shown] = table(settings).columns[1].cells
+        assert (shown, table(settings).row_count) == ("none", 2 + len(FIELDS))
+
+
 def test_a_gguf_is_for_llama_cpp_with_slots_that_fit(tiny_gguf: Path) -> None:
     settings = choose(tiny_gguf, machine=LAPTOP)
     assert (settings.engine, settings.model, settings.context, settings.rows) == ("llamacpp", tiny_gguf, 1024, 8)
