@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel
+from peft.utils.other import TrainableTokensWrapper
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from acorn.stage import Job
@@ -20,6 +21,10 @@ from posttrain.config import TrlConfig
 
 FOLDER = "adapter"
 """Inside the model artifact: `adapter_config.json` and `adapter_model.safetensors`."""
+
+# TRL 1.16 reads weight and bias of the language head. Where `trainable_token_indices` reach a head that is tied to the
+# embedding, that is peft 0.21's wrapper, which has the weight alone.
+TrainableTokensWrapper.bias = property(lambda wrapper: wrapper.original_module.bias)
 
 
 def adapter_arguments(config: TrlConfig, device: str) -> dict[str, Any]:

@@ -82,6 +82,19 @@ def test_adapters_are_trained_alone_and_kept_merged_and_unmerged(fine_tuned: Job
     assert files_of(job.out) == undisturbed
 
 
+def test_adapters_may_train_single_tokens_and_the_merged_model_has_them(fine_tuned: Job, tmp_path: Path) -> None:
+    job = changed(fine_tuned, tmp_path, {"max_steps": 2}, lora={**LORA, "trainable_token_indices": [1, 2]})
+    run_here(SFT, job)
+    start, merged = (load_file(folder / "model.safetensors") for folder in (job.inputs["model"], job.out))
+    moved = (start["model.embed_tokens.weight"] != merged["model.embed_tokens.weight"]).any(dim=1)
+    assert moved.nonzero()[:, 0].tolist() == [1, 2]
+    adapted = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(job.inputs["model"]), job.out / "adapter")
+    ids = torch.arange(40)[None]
+    with torch.no_grad():
+        one, other = adapted(ids).logits, AutoModelForCausalLM.from_pretrained(job.out)(ids).logits
+    assert torch.allclose(one, other, atol=1e-5)
+
+
 def test_the_reference_of_adapters_is_the_model_without_them(aligned: Job, tmp_path: Path) -> None:
     job = changed(aligned, tmp_path, {"max_steps": 2}, lora=LORA)
     run_here(DPO, job)
