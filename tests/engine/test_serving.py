@@ -354,14 +354,20 @@ def test_requests_that_cannot_be_run_are_refused_before_they_wait(llama: Any) ->
         ServingEngine(llama, chunk=0)
 
 
-def test_a_chunk_may_attend_in_pieces_and_in_half_precision(llama: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_chunk_may_attend_in_pieces_and_in_half_precision(
+    llama: Any, monkeypatch: pytest.MonkeyPatch, masked: bool
+) -> None:
+    """In two halves, or, as where torch's kernel for CPUs has no part, under masks."""
     monkeypatch.setattr("engine.packed.QUERIES", 7)
+    if masked:
+        monkeypatch.setattr("engine.packed._FLASH", None)
     engine = ServingEngine(llama, end_ids=(), tokens=2048, cache_tokens=256, chunk=40)
     rows = [ask(prompt, 9, sampling=WARM, seed=seed) for seed, prompt in enumerate(prompts(70, 23, 14))]
     for answer, row in zip(run(engine, rows), rows, strict=True):
         assert_same(answer, alone(TorchEngine(llama, end_ids=()), row))
     half = ServingEngine(make_model().bfloat16(), end_ids=(), tokens=2048, cache_tokens=256, chunk=40)
-    assert not half._packed.plain
+    assert not half._packed.plain and half._packed._masked == masked
     assert [len(answer.ids) for answer in run(half, rows)] == [9, 9, 9]
 
 
