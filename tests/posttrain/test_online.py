@@ -52,8 +52,10 @@ def assert_resumes(stage: Stage, job: Job) -> None:
 
 
 def test_grpo_trains_by_rewards_logs_them_and_resumes_to_the_same_bytes(
-    fine_tuned: Job, problems: Path, tmp_path: Path
+    fine_tuned: Job, problems: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # A model this small writes no equation that holds, and without a difference nothing is learned: length is worth it.
+    monkeypatch.setattr("posttrain.rewards.proven_share", lambda text: len(text) / 1000)
     inputs = {"model": fine_tuned.out, "corpus": problems}
     job = online(GRPO, tmp_path, inputs, {"num_generations": 8}, rewards={"steps": 1.0, "answer": 0.5}, skip=2)
     metrics = run_here(GRPO, job)
