@@ -196,9 +196,10 @@ def rope_factors(rope: Rope, head_dim: int) -> torch.Tensor | None:
 
 
 def permute(matrix: torch.Tensor, heads: int) -> torch.Tensor:
-    """Rows of a q or k projection [heads * head_dim, width]: from Hugging Face's halves to llama.cpp's neighbours."""
+    """A view [heads, head_dim / 2, 2, width] of a q or k projection [heads * head_dim, width], its rows from Hugging
+    Face's halves to llama.cpp's neighbours."""
     rows, width = matrix.shape
-    return matrix.reshape(heads, 2, rows // heads // 2, width).swapaxes(1, 2).reshape(rows, width)
+    return matrix.view(heads, 2, rows // heads // 2, width).swapaxes(1, 2)
 
 
 def _plan(weights: Weights, shape: LlamaShape, kind: str) -> list[_Tensor]:

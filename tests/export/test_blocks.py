@@ -54,7 +54,6 @@ def test_of_two_weights_as_far_from_zero_the_first_gives_the_sign(kind: str, dty
 @pytest.mark.parametrize("threads", [1, 3])
 def test_pieces_made_side_by_side_come_in_order(threads: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "_PIECE", 2048)
-    monkeypatch.setattr(blocks, "_CHUNK", 512)
     matrix, before = weights()[:, :256], torch.get_num_threads()
     kinds = [gguf.GGMLQuantizationType[name] for name in ("Q8_0", "F16", "Q4_0", "Q5_1", "F32")]
     given = [(row, kind) for kind in kinds for row in (matrix, matrix[5])]

@@ -117,7 +117,7 @@ def test_query_rows_in_the_wrong_order_fail(model: Path, tmp_path: Path) -> None
     from export.gguf import permute
 
     name = "model.layers.0.self_attn.q_proj.weight"
-    other = perturbed(model, tmp_path / "other", name, lambda weight: permute(weight, 4))
+    other = perturbed(model, tmp_path / "other", name, lambda weight: permute(weight, 4).reshape(weight.shape))
     with pytest.raises(ParityError, match="mean KL"):
         proof_of(export(other, tmp_path / "m.gguf", "f32"), "f32", model)
 
