@@ -13,6 +13,7 @@ from __future__ import annotations
 import os
 import select
 import threading
+import warnings
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -257,6 +258,8 @@ class LlamaBackend:
             if steps:
                 sources = places if grant.lent is None else [*places, grant.lent]
                 self._slots.copy([step.ids for step, _ in steps], places, sources)
+        except LlamaError as error:  # no room in shared memory, for one
+            warnings.warn(f"{error}: sequences prefill what they could have shared", stacklevel=2)
         finally:
             if grant.lent is not None:
                 with self._lock:

@@ -138,12 +138,11 @@ def test_samples_of_one_prompt_prefill_it_once_and_the_next_search_finds_it(back
 
 def test_a_tree_goes_on_where_its_steps_are_cached(backend: LlamaBackend) -> None:
     handle = backend.submit(work(method="beam", n=8, width=4, max_tokens=48))
-    [*_, last] = deltas_of(backend, handle)[handle]
-    assert last.extra is not None
+    last = deltas_of(backend, handle)[handle][-1]
+    assert last.extra is not None and last.extra["spent"]["generated"] > 0
     stats = backend.stats()
-    # Its prompt, and then of each step that is grown further what its slot did not hold: less than all of them again.
-    assert stats.prompt_tokens < len(PROMPT) + last.extra["spent"]["generated"] + 2 * 8 * 6
-    assert stats.cached_tokens > stats.prompt_tokens
+    # Two steps at least of eight sequences, each sent with its whole path; fewer than 32 tokens of a step run again.
+    assert stats.cached_tokens > 2 * stats.prompt_tokens
 
 
 def test_the_conversation_used_last_keeps_its_cache_and_a_search_goes_on_from_it(backend: LlamaBackend) -> None:
