@@ -258,8 +258,8 @@ class LlamaBackend:
             if steps:
                 sources = places if grant.lent is None else [*places, grant.lent]
                 self._slots.copy([step.ids for step, _ in steps], places, sources)
-        except LlamaError as error:  # no room in shared memory, for one
-            warnings.warn(f"{error}: sequences prefill what they could have shared", stacklevel=2)
+        except LlamaError as error:
+            _warn(error)
         finally:
             if grant.lent is not None:
                 with self._lock:
@@ -268,6 +268,9 @@ class LlamaBackend:
         try:
             ran = self._slots.share(requests, places)
         except Interrupted:  # a search was cancelled; those of another one prefill their own
+            return
+        except LlamaError as error:
+            _warn(error)
             return
         self._count(prompt_tokens=sum(ran.values()))
         shared = {tuple(requests[index].ids): tokens for index, tokens in ran.items()}
@@ -355,6 +358,11 @@ class _Steps:
 
     def cancel(self, handle: int) -> None:
         self._backend.cancel(handle)
+
+
+def _warn(error: LlamaError) -> None:
+    """That a cache could not be copied: there is no room in shared memory, for one. The search goes on without."""
+    warnings.warn(f"{error}: sequences prefill what they could have shared", stacklevel=2)
 
 
 def _start(run: Callable[..., None], *arguments: Any) -> None:

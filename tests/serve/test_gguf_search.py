@@ -217,6 +217,21 @@ def test_what_llama_cpp_refuses_ends_that_search_alone(backend: LlamaBackend, mo
     until(lambda: idle(backend))
 
 
+def test_where_caches_cannot_be_copied_the_search_goes_on(
+    backend: LlamaBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from engine.llamaserver import LlamaError
+
+    def fail(_: Any) -> None:
+        raise LlamaError("no space left")
+
+    monkeypatch.setattr(backend._server, "copy_slots", fail)
+    with pytest.warns(UserWarning, match="no space left: sequences prefill"):
+        handle = backend.submit(work(method="majority", n=6))
+        assert deltas_of(backend, handle)[handle][-1].error is None
+    assert backend.stats().prompt_tokens > 2 * len(PROMPT)
+
+
 def test_the_tokenizer_in_the_file_is_that_of_the_folder(
     tiny_model: Path,
     gguf: Path,
