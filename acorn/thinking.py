@@ -9,6 +9,9 @@ from typing import Any
 from acorn.launch import StepFailed
 from registry import Registry, UnknownArtifact
 
+EXPORTS = ("gguf", "release")
+"""Kinds of artifacts that are made of a `model` and hold the same one."""
+
 
 def think(
     registry: Registry, model: str, prm: str | None, prompt: str, method: str, options: dict[str, Any], **limits: Any
@@ -38,10 +41,16 @@ def model_folder(registry: Registry, name: str) -> Path:
 
 
 def trained_verifier(registry: Registry, model: str) -> Path | None:
-    """The newest process reward model that was trained on samples of `model`, else one of the same tokenizer."""
+    """The newest process reward model that was trained on samples of `model`, else one of the same tokenizer.
+
+    An export stands for the model that it was made of. Raises UnknownArtifact for what the registry does not know.
+    """
     if (Path(model) / "config.json").exists():
         return None
-    own = registry.get(model).key
+    found = registry.get(model).manifest
+    while found.kind in EXPORTS:
+        found = registry.manifest(found.inputs["model"].key)
+    own = found.key
     tokenizers = {one.key for one in registry.lineage(own) if one.kind == "tokenizer"}
     fitting: Path | None = None
     for one in reversed([manifest for manifest in registry.artifacts() if manifest.kind == "prm"]):

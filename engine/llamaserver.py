@@ -29,6 +29,10 @@ class LlamaError(RuntimeError):
     """llama.cpp refused a file or a request; the message is its own."""
 
 
+class Interrupted(LlamaError):
+    """A request that was ended from another thread."""
+
+
 class LlamaServer:
     """One GGUF with `slots` slots of `context` tokens each.
 
@@ -75,34 +79,30 @@ class LlamaServer:
 
         Raises LlamaError with llama.cpp's message if it is not 200.
         """
+        return self.call(path, body).answer()
+
+    def call(self, path: str, body: dict[str, Any] | None) -> Call:
+        """The same as something that can be ended from another thread."""
         if self._server is None:
             raise LlamaError(f"the engine of {self.path.name} is closed; load it again")
-        payload = None if body is None else json.dumps(body).encode()
         # A new connection each time (about 50 µs): the server closes those that are idle for 5 s.
-        connection = _Connection(self._socket)
-        try:
-            connection.request("GET" if body is None else "POST", path, payload, _JSON)
-            response = connection.getresponse()
-            answer = json.loads(response.read())
-        finally:
-            connection.close()
-        if response.status != 200:
-            message = answer.get("error", {}).get("message", answer)
-            raise LlamaError(f"llama.cpp refused {path} for {self.path.name}: {message}")
-        return answer
+        return Call(_Connection(self._socket), path, body, self.path.name)
 
     def stream(self, path: str, body: dict[str, Any]) -> Stream:
         """POST `body`, which asks for a stream; from any thread. The answer's parts are read from what is returned."""
-        return Stream(_Connection(self._socket), path, body)
+        return Stream(_Connection(self._socket), path, body, self.path.name)
 
     def copy_slots(self, copies: list[tuple[int, int]]) -> None:
         """Give slots the cache of others: `(source, target)` pairs. All sources are read before a target is written."""
-        for source in {source for source, _ in copies}:
-            self.request(f"/slots/{source}?action=save", {"filename": f"slot-{source}"})
-        for source, target in copies:
-            self.request(f"/slots/{target}?action=restore", {"filename": f"slot-{source}"})
-        for source in {source for source, _ in copies}:
-            (Path(self._folder.name) / f"slot-{source}").unlink()
+        sources = {source for source, _ in copies}
+        try:
+            for source in sources:
+                self.request(f"/slots/{source}?action=save", {"filename": f"slot-{source}"})
+            for source, target in copies:
+                self.request(f"/slots/{target}?action=restore", {"filename": f"slot-{source}"})
+        finally:
+            for source in sources:
+                (Path(self._folder.name) / f"slot-{source}").unlink(missing_ok=True)
 
     def facts(self) -> tuple[int, frozenset[int]]:
         """Size of the vocabulary, and the tokens at which llama.cpp ends a generation."""
@@ -113,17 +113,49 @@ class LlamaServer:
         return int(models["data"][0]["meta"]["n_vocab"]), frozenset(entry["token"] for entry in ends)
 
 
-class Stream:
-    """The parts of one streamed answer. `close`, from any thread, ends it, and the server's work on it."""
+class Call:
+    """One request. `close`, from any thread, ends it, and the server's work on it."""
 
-    def __init__(self, connection: _Connection, path: str, body: dict[str, Any]) -> None:
-        self._connection, self._path, self._body = connection, path, body
+    def __init__(self, connection: _Connection, path: str, body: dict[str, Any] | None, name: str) -> None:
+        self._connection, self._path, self._body, self._name = connection, path, body, name
         self._closed = False
+
+    def answer(self) -> Any:
+        """Raises LlamaError with llama.cpp's message if it is not 200, Interrupted once closed."""
+        try:
+            self._send()
+            if self._closed:
+                raise Interrupted(f"{self._path} for {self._name} was ended")
+            response = self._connection.getresponse()
+            answer = json.loads(response.read())
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if self._closed:
+                raise Interrupted(f"{self._path} for {self._name} was ended") from error
+            raise
+        finally:
+            self._connection.close()
+        if response.status != 200:
+            raise LlamaError(f"llama.cpp refused {self._path} for {self._name}: {_message(answer)}")
+        return answer
+
+    def close(self) -> None:
+        self._closed = True
+        if (connected := self._connection.sock) is not None:
+            with contextlib.suppress(OSError):
+                connected.shutdown(socket.SHUT_RDWR)
+
+    def _send(self) -> None:
+        payload = None if self._body is None else json.dumps(self._body).encode()
+        self._connection.request("GET" if self._body is None else "POST", self._path, payload, _JSON)
+
+
+class Stream(Call):
+    """The parts of one streamed answer."""
 
     def __iter__(self) -> Generator[dict[str, Any], None, None]:
         """Raises LlamaError with llama.cpp's message; ends early, without an error, once closed."""
         try:
-            self._connection.request("POST", self._path, json.dumps(self._body).encode(), _JSON)
+            self._send()
             if self._closed:
                 return
             response = self._connection.getresponse()
@@ -142,12 +174,6 @@ class Stream:
                 raise
         finally:
             self._connection.close()
-
-    def close(self) -> None:
-        self._closed = True
-        if (connected := self._connection.sock) is not None:
-            with contextlib.suppress(OSError):
-                connected.shutdown(socket.SHUT_RDWR)
 
 
 def _message(answer: dict[str, Any]) -> str:

@@ -61,7 +61,10 @@ class Request:
 
 @dataclass(frozen=True)
 class Completion:
-    """What a server made of a `Request`: at least one token, each with its log-probability and most probable ones."""
+    """What a server made of a `Request`: at least one token, each with its log-probability and most probable ones.
+
+    Both lists are empty where nobody asked for them.
+    """
 
     ids: list[int]
     logprobs: list[float]
@@ -69,14 +72,53 @@ class Completion:
     usage: Usage
 
 
-@dataclass
-class _Growing:
-    """What a call of `step` has added to a sequence so far."""
+@dataclass(frozen=True)
+class Ends:
+    """What ends a sequence, besides its limit."""
 
+    context: int
+    ids: frozenset[int]
+    stops: Stops = ()
+
+
+@dataclass
+class Growing:
+    """One sequence in one call: what was asked for, and what a server has added so far."""
+
+    start: Sequence[int]
+    prompt: int
+    """How many of `start` are the prompt."""
+    seed: int
+    limit: int
+    ends: Ends
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     top: list[list[tuple[int, float]]] = field(default_factory=list)
     finish: Finish | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.start) >= self.ends.context:
+            self.finish = "context"
+
+    def request(self) -> Request:
+        """What to ask for next."""
+        ids = [*self.start, *self.ids]
+        room = min(self.limit - len(self.ids), self.ends.context - len(ids))
+        return Request(ids, self.prompt, int(uniform(self.seed, len(ids)) * 2**31), room)
+
+    def take(self, completion: Completion) -> None:
+        """Append the completion up to where the sequence ends."""
+        ends, before = self.ends, len(self.start)
+        for position, token in enumerate(completion.ids):
+            self.ids.append(token)
+            if completion.logprobs:
+                self.logprobs.append(completion.logprobs[position])
+            if completion.top:
+                self.top.append(completion.top[position])
+            total = before + len(self.ids)
+            self.finish = finish_of(self.ids, total, self.limit, ends.context, ends.ids, ends.stops)
+            if self.finish is not None:
+                return
 
 
 class ResubmitEngine(ABC):
@@ -126,12 +168,13 @@ class ResubmitEngine(ABC):
             )
         check_stops(stop)
         limits = limits_of(max_tokens, len(seqs))
-        grown = [_Growing(finish="context" if len(seq.ids) >= self._context else None) for seq in seqs]
-        while rows := [row for row, new in enumerate(grown) if new.finish is None]:
-            requests = [self._request(seqs[row], grown[row], limits[row]) for row in rows]
-            for row, completion in zip(rows, self._complete(requests, sampling, stop), strict=True):
+        ends = Ends(self._context, self._end_ids, stop)
+        grown = [Growing(seq.ids, seq.prompt, seq.seed, limit, ends) for seq, limit in zip(seqs, limits, strict=True)]
+        while growing := [new for new in grown if new.finish is None]:
+            completions = self._complete([new.request() for new in growing], sampling, stop)
+            for new, completion in zip(growing, completions, strict=True):
                 self._usage = add_usage(self._usage, completion.usage)
-                self._take(grown[row], completion, len(seqs[row].ids), limits[row], stop)
+                new.take(completion)
         outs = [StepOut(new.ids, new.logprobs, new.finish or "length", new.top) for new in grown]
         for seq, out in zip(seqs, outs, strict=True):
             seq.ids.extend(out.ids)
@@ -147,22 +190,6 @@ class ResubmitEngine(ABC):
     def usage(self) -> Usage:
         """Exact, by the server's own count of cached and computed tokens; a prefix it dropped and ran again counts."""
         return self._usage
-
-    def _request(self, seq: ResubmittedSeq, new: _Growing, limit: int) -> Request:
-        ids = seq.ids + new.ids
-        room = min(limit - len(new.ids), self._context - len(ids))
-        return Request(ids, seq.prompt, int(uniform(seq.seed, len(ids)) * 2**31), room)
-
-    def _take(self, new: _Growing, completion: Completion, before: int, limit: int, stop: Stops) -> None:
-        """Append the completion up to where the sequence ends."""
-        for position, token in enumerate(completion.ids):
-            new.ids.append(token)
-            new.logprobs.append(completion.logprobs[position])
-            if completion.top:
-                new.top.append(completion.top[position])
-            new.finish = finish_of(new.ids, before + len(new.ids), limit, self._context, self._end_ids, stop)
-            if new.finish is not None:
-                return
 
 
 def add_usage(one: Usage, other: Usage) -> Usage:

@@ -56,7 +56,7 @@ def load_reader(settings: Settings) -> Reader:
         tokenizer, source = read_gguf(model)
     else:
         tokenizer, source = TextTokenizer.from_folder(model), read_template(model)
-    offer = Offer(settings.search_budget, settings.verifier is not None) if settings.engine == "torch" else None
+    offer = None if settings.engine == "vllm" else Offer(settings.search_budget, settings.verifier is not None)
     return Reader(tokenizer, ChatTemplate(source, tokenizer.names) if source else None, offer)
 
 

@@ -118,7 +118,7 @@ def load_backend(settings: Settings, announce: Callable[[], None] = lambda: None
     if settings.engine == "llamacpp":
         from serve.llamacpp import LlamaBackend
 
-        return LlamaBackend(settings)
+        return LlamaBackend(settings, announce)
     from serve.vllm import VllmBackend
 
     return VllmBackend(settings)

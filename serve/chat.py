@@ -106,7 +106,7 @@ class Reader:
     def _search(self, body: ChatRequest, shaped: bool) -> Plan:
         """Raises ApiError (400) for a search that cannot be done, or not together with the rest of the request."""
         if self._offer is None:
-            raise invalid("search is off here: it needs a server of a model folder with --engine torch", "search")
+            raise invalid("search is off here: vLLM has none; start the server with --engine torch", "search")
         with_it = {
             "n": body.n not in (None, 1),
             "logprobs": bool(body.logprobs),

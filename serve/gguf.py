@@ -1,4 +1,4 @@
-"""Tokenizer and chat template of a GGUF, for the front: the file's vocabulary in the library tokenizers.
+"""Tokenizer and chat template of a GGUF, for the front and for searches: its vocabulary in the library tokenizers.
 
 llama.cpp knows how text is cut before BPE by a name. The names here are those acorn exports (`smollm`, `gpt-2`) and
 those of Llama 3 and Qwen 2 and 3; a file with another is refused rather than tokenised almost rightly.
@@ -21,6 +21,23 @@ _CONTROL, _USER_DEFINED = 3, 4
 
 def read_gguf(file: Path) -> tuple[TextTokenizer, str | None]:
     """The tokenizer, and the chat template if there is one. Raises ValueError for a kind that is not known."""
+    tokenizer, names, template = _read(file)
+    return TextTokenizer(tokenizer, names), template
+
+
+def fast_tokenizer(file: Path) -> Any:
+    """The same for a worker that searches: a tokenizer of transformers, with every control token special."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer, names, template = _read(file)
+    special = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, additional_special_tokens=special, **names)
+    fast.chat_template = template
+    return fast
+
+
+def _read(file: Path) -> tuple[Any, dict[str, str], str | None]:
+    """`tokenizers.Tokenizer`, the names of its special tokens, chat template."""
     import gguf
 
     try:
@@ -43,7 +60,7 @@ def read_gguf(file: Path) -> tuple[TextTokenizer, str | None]:
     begins = names.get("bos_token") if value("ggml.add_bos_token", False) else None
     if begins is not None:
         _begin_with(tokenizer, begins)
-    return TextTokenizer(tokenizer, names), value("chat_template")
+    return tokenizer, names, value("chat_template")
 
 
 def _tokenizer(file: Path, pre: str, tokens: list[str], merges: list[str], types: list[int] | None) -> Any:

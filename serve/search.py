@@ -4,7 +4,7 @@ A search is a coroutine (`search.scheduler`) that asks for three things. New tok
 engine like everybody's: a step is submitted as the ids so far, of which the prefix cache has all but the newest, and
 its randomness belongs to its seed and position, so it does not matter that it was interrupted. Scores run in the
 verifier's own cache, at most `chunk` tokens of them between two turns of the engine. Forks are lists of ids and cost
-nothing. So a search needs no thread, and one that nobody waits for any more is closed, with all that it holds.
+nothing here. So a search needs no thread, and one that nobody waits for any more is closed, with all that it holds.
 
 Answers are compared as numbers, or else as texts: comparing LaTeX by value takes a process of its own and may take
 seconds, in which nobody else would get a token.
@@ -40,7 +40,7 @@ AT_ONCE = 2
 
 
 class Submits(Protocol):
-    """What is needed of `engine.serving.ServingEngine`."""
+    """What generates: `engine.serving.ServingEngine`, or the slots of llama.cpp (`serve.llamacpp`)."""
 
     @property
     def context(self) -> int: ...
@@ -112,6 +112,11 @@ class Searches:
         self._owners: dict[int, _Running] = {}
         self._news: list[Delta] = []
         self._handles = 0
+
+    @property
+    def running(self) -> bool:
+        """Whether there is a search, at work or waiting for others."""
+        return bool(self._running or self._waiting)
 
     @property
     def busy(self) -> bool:

@@ -31,6 +31,8 @@ LIBRARIES = 450_000_000
 """Bytes of a worker with torch and transformers before it has a model: 415 MB on Linux."""
 LLAMA = 200_000_000
 """The same for llama.cpp."""
+TORCH = 350_000_000
+"""What torch and transformers add to that once a verifier is loaded: 353 MB on Linux, from 112 to 465."""
 SHARE = {"cpu": 0.5, "cuda": 0.85}
 """Of what is left beside the weights, for the key-value cache."""
 LEAST = 256
@@ -88,9 +90,7 @@ def choose(
             f"{path} is a model folder, llama.cpp runs GGUF files: export it first, or take --engine torch"
         )
     if gguf is not None and choice.wishes.engine in (None, "llamacpp"):
-        settings = _llama(choice, gguf)
-        if verifier is not None:
-            choice.reasons["verifier"] = "not loaded, and search is off: llama.cpp has none; serve the model folder"
+        settings = _llama(choice, gguf, verifier)
     else:
         if not (path / "config.json").exists():
             raise ValueError(f"{path} cannot be served with engine {choice.wishes.engine}: it holds no config.json")
@@ -240,21 +240,24 @@ def _too_large(size: ModelSize, dtype: str, memory: Memory, fixed_cost: int, tok
     )
 
 
-def _llama(choice: _Choice, file: Path) -> Settings:
+def _llama(choice: _Choice, file: Path, verifier: Path | None) -> Settings:
     size, machine = gguf_size(file), choice.machine
     gpu = machine.vram is not None and choice.wishes.device == "cuda"  # the wheel of llama.cpp is for CPUs
     memory = machine.vram if gpu and machine.vram else machine.ram
     each = 2 * size.cache_numbers  # llama.cpp's cache is float16
-    room = int((memory.free - LLAMA - size.stored) * SHARE["cuda" if gpu else "cpu"]) // each
+    extra = folder_size(verifier).weights("float32") if verifier is not None else 0
+    fixed_cost = LLAMA + extra + (TORCH if verifier is not None else 0)
+    room = int((memory.free - fixed_cost - size.stored) * SHARE["cuda" if gpu else "cpu"]) // each
     positions = size.context or LLAMA_CONTEXT
     wanted = min(max(LEAST, choice.wishes.context or 0), positions)
     if room < wanted:
-        need = LLAMA + size.stored + int(wanted * each / SHARE["cpu"])
+        need = fixed_cost + size.stored + int(wanted * each / SHARE["cpu"])
+        process = "the process" if verifier is None else "the process with its verifier"
         raise ValueError(
-            f"{file.name} does not fit: {gb(size.stored)} of weights, {gb(LLAMA)} for the process and {wanted:,} tokens"
-            f" of key-value cache at {each:,} bytes need {gb(need)}, and {memory.what} has {gb(memory.free)} free of"
-            f" {gb(memory.total)}; quantise it further (Q4_0 has about {gb(int(size.parameters * 0.57))}), or give it"
-            f" {gb(need - memory.free)} more"
+            f"{file.name} does not fit: {gb(size.stored)} of weights, {gb(fixed_cost)} for {process} and {wanted:,}"
+            f" tokens of key-value cache at {each:,} bytes need {gb(need)}, and {memory.what} has {gb(memory.free)}"
+            f" free of {gb(memory.total)}; quantise it further (Q4_0 has about {gb(int(size.parameters * 0.57))}), or"
+            f" give it {gb(need - memory.free)} more"
         )
     most = min(positions, LLAMA_CONTEXT, room // 256 * 256)
     whole = "all positions of the model" if most == positions else "what most conversations need"
@@ -265,17 +268,24 @@ def _llama(choice: _Choice, file: Path) -> Settings:
         f"{size.parameters / 1e6:.2f}M parameters, {gb(size.stored)} of {size.dtype}; {memory.what} has"
         f" {gb(memory.free)} free of {gb(memory.total)}"
     )
+    if verifier is not None:
+        choice.reasons["verifier"] = (
+            f"trained for the model in this file; {gb(extra)} are kept for it, and {gb(TORCH)} for torch, which runs it"
+        )
+    kv_tokens = choice.of("kv_tokens", rows * context, f"rows x context: {gb(rows * context * each)}")
     return Settings(
         model=file,
         engine=choice.of("engine", "llamacpp", "the model is a GGUF"),
         device=choice.of("device", "cpu", "llama.cpp's wheel is built for CPUs"),
         dtype=choice.of("dtype", size.dtype, "of the file"),
         context=context,
-        kv_tokens=choice.of("kv_tokens", rows * context, f"rows x context: {gb(rows * context * each)}"),
+        kv_tokens=kv_tokens,
         chunk=choice.of("chunk", 512, "llama.cpp's own"),
         rows=rows,
         threads=choice.of("threads", threads, source),
         max_waiting=_waiting(choice, rows),
+        verifier=verifier,
+        search_budget=min(Settings.search_budget, kv_tokens // 2),
     )
 
 

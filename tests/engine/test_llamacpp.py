@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from engine.interface import Engine, Sampling, Usage
-from engine.llamacpp import LlamaCppEngine, common_prefix, place, shortest
+from engine.llamacpp import LlamaCppEngine
 from engine.llamaserver import LlamaError
+from engine.llamaslots import common_prefix, place, shortest
 from engine.torch import TorchEngine
 from export.gguf import write_gguf
 from tests.export.models import make_model
@@ -176,8 +177,10 @@ def test_prompts_go_to_the_slots_that_hold_most_of_them() -> None:
     import numpy as np
 
     cached = [np.array(ids) for ids in ([1, 2, 3, 4], [], [1, 2, 9])]
-    assert place([np.array([1, 2, 9, 9]), np.array([1, 2, 3]), np.array([7])], cached) == [2, 0, 1]
-    assert shortest(["\n\n", ".\n\n", "\n\n", "", "x"]) == ["\n\n", "", "x"]
+    prompts = [np.array([1, 2, 9, 9]), np.array([1, 2, 3]), np.array([7])]
+    assert place(prompts, cached) == {0: 2, 1: 0, 2: 1}
+    assert place(prompts, cached[:1]) == {1: 0}
+    assert set(shortest(["\n\n", ".\n\n", "\n\n", "", "x"])) == {"\n\n", "", "x"}
     assert common_prefix(cached[0], cached[2]) == 2 and common_prefix(cached[0], cached[0]) == 4
 
 

@@ -246,13 +246,26 @@ def test_a_verifier_that_is_none_is_refused(backend: Any, tmp_path: Path) -> Non
 
 
 def test_the_command_finds_a_verifier_or_says_that_there_is_none(backend: Any, tmp_path: Path) -> None:
-    from registry import Registry
+    from registry import Registry, Spec
     from serve.command import verifier_of
 
     registry, model, own = Registry(tmp_path), str(backend.settings.model), backend.settings.verifier
     assert verifier_of(registry, Namespace(verifier=None, model=model)) is None
     assert verifier_of(registry, Namespace(verifier=None, model="somewhere/m.gguf")) is None
     assert verifier_of(registry, Namespace(verifier=str(own), model=model)) == own
+    made: dict[str, Any] = {}
+    for name, kind, source in (
+        ("large", "model", None),
+        ("model", "model", None),
+        ("own", "prm", "model"),
+        ("newest", "prm", "large"),
+        ("gguf", "gguf", "model"),
+    ):
+        of = {} if source is None else {"model": made[source]}
+        with registry.build(Spec("toy", 1, kind, {"name": name}, inputs=of)) as build:
+            (build.out / "a.bin").write_bytes(name.encode())
+            made[name] = build.publish()
+    assert verifier_of(registry, Namespace(verifier=None, model=made["gguf"].key)) == made["own"].path
     with pytest.raises(FileNotFoundError, match="no/prm"):
         verifier_of(registry, Namespace(verifier="no/prm", model=model))
 

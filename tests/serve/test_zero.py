@@ -12,7 +12,7 @@ import pytest
 from engine.limits import Memory
 from serve.settings import Settings, Wishes
 from serve.sizes import folder_size, gguf_size
-from serve.zero import FIELDS, Machine, choose, table
+from serve.zero import FIELDS, TORCH, Machine, choose, gb, table
 from tests.serve.servers import settings_of
 
 GB = 10**9
@@ -168,7 +168,7 @@ def test_a_gpu_is_used_and_vllm_where_it_is_installed(tmp_path: Path) -> None:
     assert choose(make_folder(tmp_path / "h", "F16", 2, 64), machine=replace(LAPTOP, vram=GPU)).dtype == "float16"
 
 
-def test_a_model_with_a_verifier_keeps_its_search_or_is_said_to_lose_it(tmp_path: Path, tiny_gguf: Path) -> None:
+def test_a_model_with_a_verifier_keeps_its_search_or_is_said_to_lose_it(tmp_path: Path) -> None:
     folder, verifier = make_folder(tmp_path / "m", "F32", 4, 1024), make_folder(tmp_path / "v", "F32", 2, 64)
     both = replace(LAPTOP, vram=GPU, vllm=True)
     kept = choose(folder, verifier=verifier, machine=both)
@@ -176,10 +176,9 @@ def test_a_model_with_a_verifier_keeps_its_search_or_is_said_to_lose_it(tmp_path
     assert "a verifier, and vLLM has no search" in kept.reasons["engine"]
     fixed = choose(folder, Wishes(engine="vllm"), verifier, both)
     assert (fixed.engine, fixed.verifier) == ("vllm", None)
-    for settings in (fixed, choose(tiny_gguf, verifier=verifier, machine=LAPTOP)):
-        assert "search is off" in settings.reasons["verifier"]
-        [*_, shown] = table(settings).columns[1].cells
-        assert (shown, table(settings).row_count) == ("none", 2 + len(FIELDS))
+    assert "search is off" in fixed.reasons["verifier"]
+    [*_, shown] = table(fixed).columns[1].cells
+    assert (shown, table(fixed).row_count) == ("none", 2 + len(FIELDS))
 
 
 def test_a_gguf_is_for_llama_cpp_with_slots_that_fit(tiny_gguf: Path) -> None:
@@ -191,6 +190,20 @@ def test_a_gguf_is_for_llama_cpp_with_slots_that_fit(tiny_gguf: Path) -> None:
     assert (tight.context, tight.rows) == (1024, 2)
     with pytest.raises(ValueError, match="does not fit"):
         choose(tiny_gguf, machine=machine(100e6))
+
+
+def test_the_verifier_of_a_gguf_is_left_room_and_so_is_torch(tmp_path: Path, tiny_gguf: Path) -> None:
+    verifier = make_folder(tmp_path / "v", "BF16", 4, 512)
+    settings = choose(tiny_gguf, verifier=verifier, machine=LAPTOP)
+    kept = folder_size(verifier).weights("float32")
+    assert (settings.verifier, settings.search_budget) == (verifier, settings.kv_tokens // 2)
+    assert gb(kept) in settings.reasons["verifier"] and "for torch" in settings.reasons["verifier"]
+    each = 2 * gguf_size(tiny_gguf).cache_numbers
+    without = 200e6 + gguf_size(tiny_gguf).stored + 4.2 * each * 1024 * 2
+    assert choose(tiny_gguf, machine=machine(without)).rows == 4
+    assert choose(tiny_gguf, verifier=verifier, machine=machine(without + TORCH + kept)).rows == 4
+    with pytest.raises(ValueError, match="for the process with its verifier"):
+        choose(tiny_gguf, verifier=verifier, machine=machine(without + TORCH))
 
 
 @pytest.mark.parametrize(
