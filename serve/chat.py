@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from engine.interface import Sampling
 from engine.rules import COLDEST
@@ -230,10 +230,10 @@ def _turn(message: Message) -> Turn:
 
 
 def _object(arguments: str) -> Any:
-    """Templates want the object; what is none stays text."""
+    """Templates want the object; what is none, or none that can be written as text again, stays text."""
     try:
-        return json.loads(arguments)
-    except (json.JSONDecodeError, RecursionError):
+        return from_json(arguments, allow_inf_nan=False, cache_strings="none")
+    except ValueError:
         return arguments
 
 

@@ -110,13 +110,22 @@ class CallReader:
     def _call(self, text: str) -> Call | None:
         try:
             found = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+            if not isinstance(found, dict) or not isinstance(name := found.get("name"), str) or name not in self._names:
+                return None
+            arguments = found.get("arguments", found.get("parameters", {}))
+            written = arguments if isinstance(arguments, str) else _json(arguments)
+        except (ValueError, RecursionError):  # no JSON, a number without end, or one that JSON has not
             return None
-        if not isinstance(found, dict) or found.get("name") not in self._names:
-            return None
-        arguments = found.get("arguments", found.get("parameters", {}))
-        written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        return Call(f"call_{secrets.token_hex(12)}", found["name"], written)
+        return Call(f"call_{secrets.token_hex(12)}", name, _escaped(written))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _escaped(text: str) -> str:
+    """JSON text with each half of a surrogate pair as an escape again: a model may write one, and UTF-8 has none."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _candidates(text: str) -> list[str]:
