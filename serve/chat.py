@@ -43,6 +43,8 @@ class Job:
     """Names of what may be called."""
     forced: bool = False
     """The answer is a call."""
+    one_call: bool = False
+    """Of several calls in an answer only the first counts."""
     search: dict[str, Any] | None = None
 
     def limit(self, prompt: bytes, context: int) -> int:
@@ -100,6 +102,7 @@ class Reader:
             schema=schema,
             tools=names,
             forced=forced,
+            one_call=body.parallel_tool_calls is False,
             search=None if plan is None else plan.model_dump(),
         )
 

@@ -71,11 +71,12 @@ class CallReader:
     """Splits an answer into text for the reader and calls of tools, as it comes.
 
     `forced`: the whole answer is a call. Otherwise an answer that begins with "{" or the opening tag is held back until
-    it ends, and turned back into text if it is no call of a tool in `names`.
+    it ends, and turned back into text if it is no call of a tool in `names`. `most`: calls that are wanted; more are
+    dropped.
     """
 
-    def __init__(self, names: Collection[str], forced: bool) -> None:
-        self._names, self._forced = names, forced
+    def __init__(self, names: Collection[str], forced: bool, most: int | None = None) -> None:
+        self._names, self._most = names, most
         self._held = ""
         self._inside = forced
         self._started = forced
@@ -105,7 +106,7 @@ class CallReader:
     def finish(self) -> tuple[str, list[Call]]:
         """What was held back: as text, or as calls."""
         calls = [call for part in _candidates(self._held) if (call := self._call(part)) is not None]
-        return ("", calls) if calls else (self._held, [])
+        return ("", calls[: self._most]) if calls else (self._held, [])
 
     def _call(self, text: str) -> Call | None:
         try:
