@@ -179,3 +179,17 @@ def connect(server: Running, content: bytes, length: int | None = None) -> socke
 
 def key(server: Running) -> dict[str, str]:
     return {"Authorization": f"Bearer {server.network.api_key}"}
+
+
+def give_up_after(supervisor: Supervisor, seconds: float) -> None:
+    """The worker that there is now is killed after so many seconds; for those that follow, patience is as it was."""
+    patience, process = supervisor.silent_seconds, supervisor._process
+    assert process is not None
+    kill = process.kill
+
+    def kill_and_calm_down() -> None:
+        supervisor.silent_seconds = patience
+        kill()
+
+    process.kill = kill_and_calm_down  # type: ignore[method-assign]
+    supervisor.silent_seconds = seconds

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,7 +20,7 @@ from serve.gguf import read_gguf
 from serve.template import read_template
 from serve.tokenizer import TextTokenizer
 from tests.export.models import make_model
-from tests.serve.servers import NAME, Running, running, settings_of, until
+from tests.serve.servers import NAME, Running, give_up_after, running, settings_of, until
 
 ASK = [{"role": "user", "content": "Tom has 16 keys. He triples the number of keys. " * 3}]
 
@@ -162,11 +163,9 @@ def test_a_hang_inside_llama_cpp_is_noticed_and_ended(llama: Running) -> None:
         # The thread that draws all tokens writes a slot to a file itself, and nobody reads this one.
         own.sendall(b"POST /slots/0?action=save HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
         own.sendall(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        give_up_after(supervisor, 0.5)
         with pytest.raises(InternalServerError, match="process ended while this request ran"):
-            patience, supervisor.silent_seconds = supervisor.silent_seconds, 0.5
-            try:
-                chat(llama)
-            finally:
-                supervisor.silent_seconds = patience
+            chat(llama)
+    shutil.rmtree(place.parent)  # the worker was killed
     assert supervisor.hangs == killed + 1
     assert chat(llama).usage.completion_tokens == 16

@@ -19,7 +19,18 @@ from serve.frames import pack
 from serve.pulse import Pulse
 from serve.settings import Network
 from serve.supervisor import Supervisor, WorkerDied
-from tests.serve.servers import ASK, ENDLESS, NAME, PATIENCE, Running, key, settings_of, stopped_worker, until
+from tests.serve.servers import (
+    ASK,
+    ENDLESS,
+    NAME,
+    PATIENCE,
+    Running,
+    give_up_after,
+    key,
+    settings_of,
+    stopped_worker,
+    until,
+)
 
 
 def test_a_killed_worker_ends_its_requests_with_an_error_and_comes_back(guarded: Running) -> None:
@@ -59,10 +70,9 @@ def test_a_worker_that_hangs_is_killed_and_started_again(guarded: Running) -> No
     next(iter(stream))
     assert before is not None
     os.kill(before, signal.SIGSTOP)
-    patience, supervisor.silent_seconds = supervisor.silent_seconds, 0.1
+    give_up_after(supervisor, 0.1)
     with pytest.raises(APIError, match="process ended while this request ran"):
         list(stream)
-    supervisor.silent_seconds = patience
     health = guarded.get("/health")
     assert (health.status_code, health.json()["status"]) == (503, "loading")
     assert "was silent for 0.1 s and was killed" in health.json()["reason"]
@@ -140,15 +150,15 @@ def test_a_process_that_waits_does_nothing_and_one_that_computes_or_reads_does_s
 
 
 def test_a_worker_that_hangs_while_it_loads_is_killed_and_started_again(guarded: Running) -> None:
-    supervisor, killed = guarded.supervisor, guarded.supervisor.hangs
-    assert supervisor.pid is not None
+    supervisor, before, killed = guarded.supervisor, guarded.supervisor.pid, guarded.supervisor.hangs
+    assert before is not None
     weights = supervisor.settings.model / "model.safetensors"
     aside = weights.rename(weights.with_suffix(".aside"))
     os.mkfifo(weights)  # that nobody writes to: who opens it waits for ever
-    patience, supervisor.silent_seconds = supervisor.silent_seconds, 0.5
-    os.kill(supervisor.pid, signal.SIGKILL)
+    os.kill(before, signal.SIGKILL)
+    until(lambda: supervisor.pid != before)
+    give_up_after(supervisor, 0.5)
     until(lambda: supervisor.hangs > killed)
-    supervisor.silent_seconds = patience
     aside.rename(weights)
     until(lambda: "neither computed nor read anything while it loaded for 0.5 s" in (supervisor.trouble or ""))
     patient = guarded.client(timeout=guarded.network.ready_seconds)
