@@ -135,10 +135,11 @@ def test_a_forced_call_is_one_of_the_tools(client: OpenAI, choice: Any) -> None:
 
 
 @pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', "1" * 5000, "NaN", "[" * 1000])
-def test_a_call_in_the_history_may_be_no_json_at_all(client: OpenAI, arguments: str) -> None:
+def test_a_call_in_the_history_may_be_no_json_at_all(served: Running, arguments: str) -> None:
     call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments}}
     back = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "3"}]
-    assert chat(client, messages=[*ASK, *back], max_tokens=1).usage.completion_tokens == 1
+    answer = served.post("/v1/chat/completions", {"messages": [*ASK, *back], "max_tokens": 1})
+    assert answer.status_code == 200 or answer.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_completions_take_texts_and_ids(client: OpenAI, served: Running) -> None:
