@@ -34,9 +34,9 @@ SHORTEST_LIFE = 5.0
 BEAT = 5.0
 """Seconds between two questions to a worker whether it still runs."""
 LEAST_WORK = 0.002
-"""Of one core: a worker that computes less does nothing. One whose llama.cpp hangs answers questions, and its server's
-threads look after their clients once a second: 0.0001 or less for each request. One at nice 19 beside two busy
-processes a core gets 0.007."""
+"""Of one core, and a sixteenth of that more for each request: a worker that computes less does nothing. One whose
+llama.cpp hangs answers questions, and its server's threads look after their clients once a second: 0.00008 for each of 8
+was measured. One at nice 19 beside two busy processes a core gets 0.007."""
 
 
 class WorkerDied(Exception):
@@ -218,7 +218,8 @@ class Supervisor:
             loading = not self.ready or self._excused
             silent = 0.0 if self._heard or loading else silent + beat
             owing = "while it loaded" if loading else "with requests to answer" if self._flights else ""
-            if self._moved or not owing or await asyncio.to_thread(pulse.beats, LEAST_WORK * self.silent_seconds):
+            enough = self.silent_seconds * LEAST_WORK * (1 + len(self._flights) / 16)
+            if self._moved or not owing or await asyncio.to_thread(pulse.beats, enough):
                 still = 0.0
             else:
                 still += beat
