@@ -35,8 +35,8 @@ BEAT = 5.0
 """Seconds between two questions to a worker whether it still runs."""
 LEAST_WORK = 0.002
 """Of one core, and a sixteenth of that more for each request: a worker that computes less does nothing. One whose
-llama.cpp hangs answers questions, and its server's threads look after their clients once a second: 0.00008 for each of 8
-was measured. One at nice 19 beside two busy processes a core gets 0.007."""
+llama.cpp hangs answers questions, and its server's threads look after their clients once a second: 0.00008 for each of
+eight was measured. One at nice 19 beside two busy processes a core gets 0.007."""
 
 
 class WorkerDied(Exception):
