@@ -89,8 +89,11 @@ class LlamaServer:
         return Call(_Connection(self._socket), path, body, self.path.name)
 
     def stream(self, path: str, body: dict[str, Any]) -> Stream:
-        """POST `body`, which asks for a stream; from any thread. The answer's parts are read from what is returned."""
-        return Stream(_Connection(self._socket), path, body, self.path.name)
+        """POST `body`, which asks for a stream; from any thread. The answer's parts are read from what is returned.
+
+        Without a limit of time: a long prompt takes minutes to its first token, and whoever reads can `close`.
+        """
+        return Stream(_Connection(self._socket, None), path, body, self.path.name)
 
     def copy_slots(self, copies: list[tuple[int, int]]) -> None:
         """Give slots the cache of others: `(source, target)` pairs. All sources are read before a target is written."""
@@ -183,8 +186,8 @@ def _message(answer: dict[str, Any]) -> str:
 class _Connection(http.client.HTTPConnection):
     """HTTP over a Unix socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT)
+    def __init__(self, path: str, timeout: float | None = TIMEOUT) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:

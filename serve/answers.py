@@ -157,7 +157,7 @@ class ChatWriter(Writer):
         delta: dict[str, Any] = {}
         if piece.index not in self._begun:
             self._begun.add(piece.index)
-            delta = {"role": "assistant", "content": ""}
+            delta = {"role": "assistant", "content": None if piece.calls else ""}
         if piece.text:
             delta["content"] = piece.text
         if piece.calls:

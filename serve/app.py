@@ -26,6 +26,8 @@ from serve.template import ChatTemplate, read_template
 from serve.tokenizer import TextTokenizer
 
 WEB = Path(__file__).parent / "web"
+_BELOW = ("/chat/completions", "/completions", "/models")
+"""Where clients ask whose base_url lacks the /v1."""
 _BODIES = (ChatRequest, CompletionRequest, TokenizeRequest)
 
 
@@ -68,7 +70,9 @@ async def _api_error(request: Request, error: Exception) -> Response:
 async def _http_error(request: Request, error: Exception) -> Response:
     """Starlette's own: no such path, no such method."""
     assert isinstance(error, HTTPException)
-    answer = ApiError(error.status_code, f"{request.method} {request.url.path[:200]}: {error.detail}").response()
+    path = request.url.path[:200]
+    hint = f"; the API begins with /v1: ask /v1{path}" if path in _BELOW else ""
+    answer = ApiError(error.status_code, f"{request.method} {path}: {error.detail}{hint}").response()
     answer.headers.update(error.headers or {})
     return answer
 

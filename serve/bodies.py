@@ -46,6 +46,14 @@ MOST_VALUES = 1 << 18
 """Of a whole body: two contexts of 128k token ids. So many numbers are read in 11 ms, empty lists in 130."""
 _BLOCK = 1 << 18
 """Bytes looked at together: whole bodies would take five times their memory."""
+_ELSEWHERE = {
+    "functions": "send them as tools",
+    "function_call": "send it as tool_choice",
+    "audio": "answers are text",
+    "web_search_options": "there is no web here",
+    "moderation": "there is no moderation here",
+}
+"""Fields of OpenAI's API that are not here, and what is to be done instead."""
 _One = TypeVar("_One")
 Prompts = Annotated[list[_One], Field(fail_fast=True)]
 
@@ -176,8 +184,12 @@ class ChatRequest(Common):
     store: bool | None = None
     service_tier: str | None = None
     reasoning_effort: str | None = None
+    verbosity: str | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+    prediction: dict[str, Any] | None = None
+    modalities: Annotated[list[Literal["text"]], Field(fail_fast=True, max_length=1)] | None = None
 
 
 class CompletionRequest(Common):
@@ -235,8 +247,9 @@ def read(kind: type[_Body], body: bytes) -> _Body:
         raise _fault(kind, error) from None
     except RecursionError:
         raise invalid("the body is nested too deep") from None
-    for name in found.model_extra or ():
-        raise _unknown(kind, name)
+    for name, value in (found.model_extra or {}).items():
+        if value is not None:  # which asks for nothing
+            raise _unknown(kind, name)
     if isinstance(found, CompletionRequest):
         _refuse_unsupported(found)
     return found
@@ -255,6 +268,8 @@ def _fault(kind: type[BaseModel], error: ValidationError) -> ApiError:
 def _unknown(kind: type[BaseModel], name: str) -> ApiError:
     from difflib import get_close_matches
 
+    if (instead := _ELSEWHERE.get(name)) is not None:
+        return invalid(f"{name} is not supported: {instead}", name, "unsupported_parameter")
     near = get_close_matches(name[:200], kind.model_fields, n=1)
     hint = f"; did you mean '{near[0]}'?" if near else ""
     return invalid(f"unknown field '{name[:200]}'{hint}", name[:200], "unknown_parameter")

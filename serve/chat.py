@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import secrets
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from pydantic_core import from_json
 
 from engine.interface import Sampling
 from engine.rules import COLDEST
@@ -43,6 +43,8 @@ class Job:
     """Names of what may be called."""
     forced: bool = False
     """The answer is a call."""
+    one_call: bool = False
+    """Of several calls in an answer only the first counts."""
     search: dict[str, Any] | None = None
 
     def limit(self, prompt: bytes, context: int) -> int:
@@ -100,6 +102,7 @@ class Reader:
             schema=schema,
             tools=names,
             forced=forced,
+            one_call=body.parallel_tool_calls is False,
             search=None if plan is None else plan.model_dump(),
         )
 
@@ -230,10 +233,10 @@ def _turn(message: Message) -> Turn:
 
 
 def _object(arguments: str) -> Any:
-    """Templates want the object; what is none stays text."""
+    """Templates want the object; what is none, or none that can be written as text again, stays text."""
     try:
-        return json.loads(arguments)
-    except (json.JSONDecodeError, RecursionError):
+        return from_json(arguments, allow_inf_nan=False, cache_strings="none")
+    except ValueError:
         return arguments
 
 

@@ -76,7 +76,8 @@ class Gate:
         if scope["path"].startswith(GUARDED):
             self._check_key(headers.get(b"authorization", ""))
         if scope["method"] != "POST":
-            await self._app(scope, receive, send)
+            # HEAD is GET for the application, and uvicorn, whose scope still says HEAD, leaves the body out.
+            await self._app({**scope, "method": "GET"} if scope["method"] == "HEAD" else scope, receive, send)
             return
         self._check_type(headers)
         with Share(self.state, self._network.all_bodies) as share:
@@ -91,13 +92,18 @@ class Gate:
 
     def _check_key(self, given: str) -> None:
         key = self._network.api_key
-        if key is not None and not hmac.compare_digest(given.encode(), f"Bearer {key}".encode()):
+        scheme, _, own = given.partition(" ")
+        known = scheme.lower() == "bearer" and hmac.compare_digest(own.strip().encode(), (key or "").encode())
+        if key is not None and not known:
             raise ApiError(401, "send the server's API key as 'Authorization: Bearer KEY'", code="invalid_api_key")
 
     def _check_type(self, headers: dict[bytes, str]) -> None:
         kind = headers.get(b"content-type", "").split(";")[0].strip().lower()
         if kind != "application/json":
             raise ApiError(415, f"the content type is '{kind[:100]}'; send JSON as 'Content-Type: application/json'")
+        coding = headers.get(b"content-encoding", "identity").strip().lower()
+        if coding != "identity":
+            raise ApiError(415, f"the content encoding is '{coding[:100]}'; send the body as it is, not compressed")
 
     async def _body(self, headers: dict[bytes, str], receive: Receive, share: Share) -> bytes:
         most = self._network.max_body

@@ -71,7 +71,7 @@ class Choice:
     def __init__(self, index: int, job: Job, tokenizer: TextTokenizer) -> None:
         self._index, self._job, self._tokenizer = index, job, tokenizer
         self._text = TextStream(job.stops)
-        self._reader = CallReader(job.tools, job.forced) if job.tools else None
+        self._reader = CallReader(job.tools, job.forced, 1 if job.one_call else None) if job.tools else None
         self._entries: list[Entry] = []
         self.tokens = 0
         self.done = False

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import struct
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -21,32 +22,42 @@ KEEP_ALIVE = 20
 """Seconds that an idle connection stays open."""
 GRACE = 5
 """Seconds that running requests get when the server is told to end."""
+ENOUGH = 64 << 10
+"""Bytes that a client takes in `Network.write_seconds`, where it has not taken all: 2 kB/s, slower than any network."""
 
 
 def protocol(network: Network) -> type[H11Protocol]:
     """uvicorn's HTTP/1.1 with `network`'s limits on a connection."""
 
     class Patient(H11Protocol):  # type: ignore[misc]
-        """Drops a connection whose client takes too long over headers, or leaves what was written to it unread."""
+        """Drops a connection whose client takes too long over a request, or leaves what was written to it unread."""
 
-        _headers_due: asyncio.TimerHandle | None = None
+        _request_due: asyncio.TimerHandle | None = None
         _reading_due: asyncio.TimerHandle | None = None
 
         def connection_made(self, transport: Any) -> None:
             super().connection_made(transport)
-            self._expect_headers()
+            # Writing pauses at the first byte that the kernel does not take; else up to 64 kB could wait for ever.
+            transport.set_write_buffer_limits(high=0)
+            self._expect_request()
 
         def data_received(self, data: bytes) -> None:
             super().data_received(data)
-            if self.conn.their_state is h11.IDLE:
-                self._expect_headers()
-            elif self._headers_due is not None:
-                self._headers_due.cancel()
-                self._headers_due = None
+            if self._owes_request():
+                self._expect_request()
+            elif self._request_due is not None:
+                self._request_due.cancel()
+                self._request_due = None
+
+        def send_400_response(self, msg: str) -> None:
+            if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+                super().send_400_response(msg)
+            else:  # the rest of a body, after its answer
+                self.transport.abort()
 
         def pause_writing(self) -> None:
             super().pause_writing()
-            self._reading_due = self.loop.call_later(network.write_seconds, self.transport.abort)
+            self._expect_reading()
 
         def resume_writing(self) -> None:
             super().resume_writing()
@@ -55,20 +66,38 @@ def protocol(network: Network) -> type[H11Protocol]:
                 self._reading_due = None
 
         def connection_lost(self, exc: Exception | None) -> None:
-            for timer in (self._headers_due, self._reading_due):
+            for timer in (self._request_due, self._reading_due):
                 if timer is not None:
                     timer.cancel()
-            self._headers_due = self._reading_due = None
+            self._request_due = self._reading_due = None
             super().connection_lost(exc)
 
-        def _expect_headers(self) -> None:
-            if self._headers_due is None:
-                self._headers_due = self.loop.call_later(network.body_seconds, self._give_up)
+        def _owes_request(self) -> bool:
+            """Headers, or a body that is of no use any more: for one that is read, `serve.gate` has the clock."""
+            answered = self.cycle is not None and self.cycle.response_complete
+            return self.conn.their_state is h11.IDLE or (self.conn.their_state is h11.SEND_BODY and answered)
 
-        def _give_up(self) -> None:
-            self._headers_due = None
-            if self.conn.their_state is h11.IDLE:
+        def _expect_request(self) -> None:
+            if self._request_due is None:
+                self._request_due = self.loop.call_later(network.body_seconds, self._check_request)
+
+        def _check_request(self) -> None:
+            self._request_due = None
+            if self._owes_request():
                 self.transport.abort()
+
+        def _expect_reading(self) -> None:
+            unread = self.transport.get_write_buffer_size()
+            self._reading_due = self.loop.call_later(network.write_seconds, self._check_reading, unread)
+
+        def _check_reading(self, before: int) -> None:
+            if before - self.transport.get_write_buffer_size() >= ENOUGH:
+                self._expect_reading()
+                return
+            # Or the kernel keeps what it has for the client, 2.6 MB on loopback, and tries for minutes.
+            connection = self.transport.get_extra_info("socket")
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            self.transport.abort()
 
     return Patient
 

@@ -166,13 +166,14 @@ async def _lines(
     writer: Writer, generation: Generation, first: Piece, pieces: AsyncIterator[Piece], usage: bool
 ) -> AsyncIterator[bytes]:
     """The stream: chunks, usage, [DONE]; or an error where one occurs."""
+    nothing_yet = {"usage": None} if usage else {}  # as OpenAI's API has it
     async with contextlib.aclosing(pieces):  # type: ignore[type-var]
         try:
             for chunk in writer.chunks(first):
-                yield _line(chunk)
+                yield _line(chunk | nothing_yet)
             async for piece in pieces:
                 for chunk in writer.chunks(piece):
-                    yield _line(chunk)
+                    yield _line(chunk | nothing_yet)
         except (WorkerDied, Refused) as error:
             yield _line(as_api_error(error).body())
             return

@@ -2,8 +2,9 @@
 
 A request in flight when the worker dies ends with `WorkerDied`; one that comes while a worker loads waits for it. A
 worker that lives and hangs is killed: it is asked for a sign of life now and then, which it gives between two turns of
-its backend. What a client does not fetch yet is kept in its flight's queue: at most `max_tokens` tokens of each
-request, and how many requests there are is bounded by `serve.gate`.
+its backend, and while it loads or has requests to answer it must be seen to work. What a client does not fetch yet is
+kept in its flight's queue: at most `max_tokens` tokens of each request, and how many requests there are is bounded by
+`serve.gate`.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from typing import Any
 
 from serve.backend import Delta
 from serve.frames import Message, Unpacker, pack
+from serve.pulse import Pulse
 from serve.settings import Network, Settings
 
 CHECKOUT = Path(__file__).resolve().parent.parent
@@ -31,6 +33,10 @@ SHORTEST_LIFE = 5.0
 """Seconds; a worker that lived less is started again with a growing pause."""
 BEAT = 5.0
 """Seconds between two questions to a worker whether it still runs."""
+LEAST_WORK = 0.002
+"""Of one core, and a sixteenth of that more for each request: a worker that computes less does nothing. One whose
+llama.cpp hangs answers questions, and its server's threads look after their clients once a second: 0.00008 for each of
+eight was measured. One at nice 19 beside two busy processes a core gets 0.007."""
 
 
 class WorkerDied(Exception):
@@ -56,7 +62,7 @@ class Supervisor:
         """Why there is no worker that is ready; None while there is one, or while the first loads."""
         self.silent_seconds = network.silent_seconds
         self._ready_seconds = network.ready_seconds
-        self._heard = self._excused = False
+        self._heard = self._excused = self._moved = False
         self._hung: str | None = None
         self._ready = asyncio.Event()
         self._flights: dict[int, Flight] = {}
@@ -177,6 +183,7 @@ class Supervisor:
         while data := await _some(reader):
             self._heard, self._excused = True, False
             for message, _ in unpacker.feed(data):
+                self._moved |= message["op"] != "pong" and message.get("deltas") != []
                 if message["op"] == "deltas":
                     self._deliver(message)
                 elif message["op"] == "refused":
@@ -196,21 +203,29 @@ class Supervisor:
         return reason
 
     async def _watch(self, process: asyncio.subprocess.Process) -> None:
-        """Kill a worker that gives no sign of life for `silent_seconds`.
+        """Kill a worker that for `silent_seconds` gives no sign of life, or does nothing of what it owes.
 
-        Loading, of the model and later of a verifier, takes as long as it takes. Silence is counted in beats of this
-        loop and not by the clock: for a laptop that slept, or a server that was stopped with its worker (Ctrl-Z) and
-        goes on, it is one beat.
+        Loading, of the model and later of a verifier, takes as long as it takes, and so does a prompt, as long as the
+        operating system sees the worker work. Time is counted in beats of this loop and not by the clock: for a laptop
+        that slept, or a server that was stopped with its worker (Ctrl-Z) and goes on, it is one beat.
         """
-        await self._ready.wait()
-        silent = 0.0
-        while silent < self.silent_seconds:
-            beat, self._heard = min(BEAT, self.silent_seconds / 4), False
-            self._send(pack({"op": "ping"}))
+        pulse, silent, still, owing = Pulse(process.pid), 0.0, 0.0, ""
+        while max(silent, still) < self.silent_seconds:
+            beat, self._heard, self._moved = min(BEAT, self.silent_seconds / 4), False, False
+            if self.ready:
+                self._send(pack({"op": "ping"}))
             await asyncio.sleep(beat)
-            silent = 0.0 if self._heard or self._excused else silent + beat
+            loading = not self.ready or self._excused
+            silent = 0.0 if self._heard or loading else silent + beat
+            owing = "while it loaded" if loading else "with requests to answer" if self._flights else ""
+            enough = self.silent_seconds * LEAST_WORK * (1 + len(self._flights) / 16)
+            if self._moved or not owing or await asyncio.to_thread(pulse.beats, enough):
+                still = 0.0
+            else:
+                still += beat
         self.hangs += 1
-        self._hung = f"the model's process was silent for {self.silent_seconds:g} s and was killed"
+        fault = "was silent" if silent >= self.silent_seconds else f"neither computed nor read anything {owing}"
+        self._hung = f"the model's process {fault} for {self.silent_seconds:g} s and was killed"
         with contextlib.suppress(ProcessLookupError):  # it ended just now
             process.kill()
 

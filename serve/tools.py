@@ -71,11 +71,12 @@ class CallReader:
     """Splits an answer into text for the reader and calls of tools, as it comes.
 
     `forced`: the whole answer is a call. Otherwise an answer that begins with "{" or the opening tag is held back until
-    it ends, and turned back into text if it is no call of a tool in `names`.
+    it ends, and turned back into text if it is no call of a tool in `names`. `most`: calls that are wanted; more are
+    dropped.
     """
 
-    def __init__(self, names: Collection[str], forced: bool) -> None:
-        self._names, self._forced = names, forced
+    def __init__(self, names: Collection[str], forced: bool, most: int | None = None) -> None:
+        self._names, self._most = names, most
         self._held = ""
         self._inside = forced
         self._started = forced
@@ -105,18 +106,27 @@ class CallReader:
     def finish(self) -> tuple[str, list[Call]]:
         """What was held back: as text, or as calls."""
         calls = [call for part in _candidates(self._held) if (call := self._call(part)) is not None]
-        return ("", calls) if calls else (self._held, [])
+        return ("", calls[: self._most]) if calls else (self._held, [])
 
     def _call(self, text: str) -> Call | None:
         try:
             found = json.loads(text)
-        except (json.JSONDecodeError, RecursionError):
+            if not isinstance(found, dict) or not isinstance(name := found.get("name"), str) or name not in self._names:
+                return None
+            arguments = found.get("arguments", found.get("parameters", {}))
+            written = arguments if isinstance(arguments, str) else _json(arguments)
+        except (ValueError, RecursionError):  # no JSON, a number without end, or one that JSON has not
             return None
-        if not isinstance(found, dict) or found.get("name") not in self._names:
-            return None
-        arguments = found.get("arguments", found.get("parameters", {}))
-        written = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-        return Call(f"call_{secrets.token_hex(12)}", found["name"], written)
+        return Call(f"call_{secrets.token_hex(12)}", name, _escaped(written))
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
+
+
+def _escaped(text: str) -> str:
+    """JSON text with each half of a surrogate pair as an escape again: a model may write one, and UTF-8 has none."""
+    return re.sub("[\ud800-\udfff]", lambda found: f"\\u{ord(found[0]):04x}", text)
 
 
 def _candidates(text: str) -> list[str]:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
+import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +29,10 @@ PATIENCE = 300
 """Seconds for what must come about: no machine is so slow, and a test that fails may take its time."""
 POSITIONS = 1 << 17
 """Of an endless model. To fill them takes minutes on any machine: the work of attention grows with their square."""
+
+ASK = [{"role": "user", "content": "So?"}]
+ENDLESS = {"model": NAME, "messages": ASK, "max_tokens": POSITIONS // 2, "temperature": 0}
+"""To the guarded server: what runs until it is cancelled, on the fastest machine too."""
 
 
 def endless_model(model: Path, folder: Path) -> Path:
@@ -126,3 +133,63 @@ def running(settings: Settings, network: Network | None = None) -> Iterator[Runn
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def impatient(server: Running, **seconds: float) -> Iterator[None]:
+    """With other limits of time for a while: short ones cut off honest clients of a busy machine."""
+    before = {name: getattr(server.network, name) for name in seconds}
+    try:
+        for name, value in seconds.items():
+            object.__setattr__(server.network, name, value)  # frozen; it is read anew for every connection
+        yield
+    finally:
+        for name, value in before.items():
+            object.__setattr__(server.network, name, value)
+
+
+@contextmanager
+def stopped_worker(server: Running) -> Iterator[int]:
+    """The worker's pid, while it is stopped: what it runs stays as it is."""
+    pid = server.supervisor.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield pid
+    finally:
+        with suppress(ProcessLookupError):  # killed, and gone
+            os.kill(pid, signal.SIGCONT)
+
+
+def ask(connection: socket.socket, server: Running, content: bytes, length: int | None = None) -> None:
+    """Send a request for a chat completion with `content`, declared as `length` bytes."""
+    head = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.network.api_key}\r\n"
+    )
+    head += f"Content-Type: application/json\r\nContent-Length: {length or len(content)}\r\n\r\n"
+    connection.sendall(head.encode() + content)
+
+
+def connect(server: Running, content: bytes, length: int | None = None) -> socket.socket:
+    """A connection on which that was asked for."""
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    ask(connection, server, content, length)
+    return connection
+
+
+def key(server: Running) -> dict[str, str]:
+    return {"Authorization": f"Bearer {server.network.api_key}"}
+
+
+def give_up_after(supervisor: Supervisor, seconds: float) -> None:
+    """The worker that there is now is killed after so many seconds; for those that follow, patience is as it was."""
+    patience, process = supervisor.silent_seconds, supervisor._process
+    assert process is not None
+    kill = process.kill
+
+    def kill_and_calm_down() -> None:
+        supervisor.silent_seconds = patience
+        kill()
+
+    process.kill = kill_and_calm_down  # type: ignore[method-assign]
+    supervisor.silent_seconds = seconds

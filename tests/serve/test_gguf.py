@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import socket
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
+from openai import InternalServerError
 
 from export.gguf import write_gguf
 from serve.gguf import read_gguf
 from serve.template import read_template
 from serve.tokenizer import TextTokenizer
 from tests.export.models import make_model
-from tests.serve.servers import NAME, Running, running, settings_of, until
+from tests.serve.servers import NAME, Running, give_up_after, running, settings_of, until
 
 ASK = [{"role": "user", "content": "Tom has 16 keys. He triples the number of keys. " * 3}]
 
@@ -145,3 +150,22 @@ def test_schemas_are_followed_and_refused_with_a_sentence(llama: Running) -> Non
     )
     assert refused.status_code == 400
     assert "this JSON schema cannot be followed" in refused.json()["error"]["message"]
+
+
+def test_a_hang_inside_llama_cpp_is_noticed_and_ended(llama: Running) -> None:
+    supervisor, killed = llama.supervisor, llama.supervisor.hangs
+    places = [Path(one.laddr) for one in psutil.Process(supervisor.pid).net_connections("unix") if one.laddr]
+    [place] = {path for path in places if path.name == "server.sock"}
+    os.mkfifo(place.parent / "pipe")
+    body = b'{"filename": "pipe"}'
+    with socket.socket(socket.AF_UNIX) as own:
+        own.connect(str(place))
+        # The thread that draws all tokens writes a slot to a file itself, and nobody reads this one.
+        own.sendall(b"POST /slots/0?action=save HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n")
+        own.sendall(b"Content-Length: %d\r\n\r\n%b" % (len(body), body))
+        give_up_after(supervisor, 0.5)
+        with pytest.raises(InternalServerError, match="process ended while this request ran"):
+            chat(llama)
+    shutil.rmtree(place.parent)  # the worker was killed
+    assert supervisor.hangs == killed + 1
+    assert chat(llama).usage.completion_tokens == 16

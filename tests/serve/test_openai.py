@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from openai import BadRequestError, NotFoundError, OpenAI
 
-from serve.bodies import CompletionRequest, read
+from serve.bodies import ChatRequest, CompletionRequest, read
 from serve.errors import ApiError
 from tests.serve.servers import NAME, Running
 
@@ -48,6 +48,7 @@ def test_a_stream_says_what_the_whole_answer_says(client: OpenAI) -> None:
     assert [token.bytes for token in tokens] == [token.bytes for token in expected]
     assert [token.logprob for token in tokens] == pytest.approx([token.logprob for token in expected], abs=1e-4)
     assert chunks[-1].usage.completion_tokens == whole.usage.completion_tokens
+    assert all(chunk.usage is None and "usage" in chunk.model_fields_set for chunk in chunks[:-1])
     assert whole.usage.total_tokens == whole.usage.prompt_tokens + whole.usage.completion_tokens
 
 
@@ -122,6 +123,7 @@ def test_a_forced_call_is_one_of_the_tools(client: OpenAI, choice: Any) -> None:
     arguments = json.loads(call.function.arguments)
     assert arguments["a"] in (1, 2)
     streamed = list(chat(client, stream=True, **options))
+    assert all(chunk.choices[0].delta.content is None for chunk in streamed)
     [part] = [one for chunk in streamed for one in chunk.choices[0].delta.tool_calls or []]
     assert json.loads(part.function.arguments) == arguments
     back = [
@@ -130,6 +132,14 @@ def test_a_forced_call_is_one_of_the_tools(client: OpenAI, choice: Any) -> None:
         {"role": "tool", "tool_call_id": call.id, "content": "3"},
     ]
     assert chat(client, messages=back, tools=[TOOL], tool_choice="none").choices[0].message.tool_calls is None
+
+
+@pytest.mark.parametrize("arguments", ['{"a": "\\ud800"}', "1" * 5000, "NaN", "[" * 1000])
+def test_a_call_in_the_history_may_be_no_json_at_all(served: Running, arguments: str) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": arguments}}
+    back = [{"role": "assistant", "content": None, "tool_calls": [call]}, {"role": "tool", "content": "3"}]
+    answer = served.post("/v1/chat/completions", {"messages": [*ASK, *back], "max_tokens": 1})
+    assert answer.status_code == 200 or answer.json()["error"]["code"] == "context_length_exceeded"
 
 
 def test_completions_take_texts_and_ids(client: OpenAI, served: Running) -> None:
@@ -208,3 +218,25 @@ def test_what_completions_do_not_have_is_refused_when_asked_for(asked: dict[str,
         read(CompletionRequest, json.dumps({"prompt": "a", **asked}).encode())
     nothing = dict.fromkeys(asked) | {"echo": False}
     assert read(CompletionRequest, json.dumps({"prompt": "a", **nothing}).encode()).prompt == "a"
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"functions": [{"name": "add"}]}, "functions is not supported: send them as tools"),
+        ({"function_call": "auto"}, "function_call is not supported: send it as tool_choice"),
+        ({"audio": {"voice": "x"}}, "audio is not supported"),
+        ({"modalities": ["audio"]}, r"modalities\.0: Input should be 'text'"),
+    ],
+)
+def test_what_chats_do_not_have_is_refused_when_asked_for(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(ApiError, match=message):
+        read(ChatRequest, json.dumps({"messages": ASK, **asked}).encode())
+    assert read(ChatRequest, json.dumps({"messages": ASK, **dict.fromkeys(asked)}).encode()).n is None
+
+
+def test_hints_that_mean_nothing_here_are_taken() -> None:
+    names = "user service_tier reasoning_effort verbosity safety_identifier prompt_cache_key prompt_cache_retention"
+    hints = dict.fromkeys(names.split(), "x") | {"store": True, "metadata": {"a": "b"}, "modalities": ["text"]}
+    hints["prediction"] = {"type": "content", "content": "x"}
+    assert read(ChatRequest, json.dumps({"messages": ASK, **hints}).encode()).user == "x"

@@ -1,92 +1,43 @@
-"""The server keeps standing: what clients, networks and a dying worker do to it."""
+"""The server keeps standing: what clients and networks do to it."""
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
-import signal
+import re
 import socket
-import subprocess
-import sys
 import threading
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from contextlib import suppress
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import httpx
 import pytest
+import uvicorn
 from hypothesis import given, settings
-from openai import APIError, InternalServerError
 
 from acorn.launch import StepFailed
 from benchmarks.serve_fuzz import bombard, make_shot
 from benchmarks.serve_soak import growth
 from serve.command import network_of
-from serve.frames import pack
-from serve.http import bind, listen
+from serve.http import ENOUGH, bind, listen, protocol
 from serve.settings import Network
-from serve.supervisor import Supervisor, WorkerDied
-from tests.serve.servers import NAME, PATIENCE, POSITIONS, Running, endless_model, running, settings_of, until
-
-ASK = [{"role": "user", "content": "So?"}]
-ENDLESS = {"model": NAME, "messages": ASK, "max_tokens": POSITIONS // 2, "temperature": 0}
-"""To the guarded server: what runs until it is cancelled, on the fastest machine too."""
-
-
-@pytest.fixture(scope="module")
-def guarded(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """One row, one place to wait, a key, and a model that goes on and on; its worker may be killed."""
-    network = Network(port=0, api_key="secret", max_body=20_000)
-    model = endless_model(tiny_model, tmp_path_factory.mktemp("guarded") / "model")
-    sizes = {"context": POSITIONS, "kv_tokens": POSITIONS + 8192, "rows": 1, "max_waiting": 1}
-    with running(settings_of(model, **sizes), network) as server:
-        yield server
-
-
-@contextmanager
-def impatient(server: Running, **seconds: float) -> Iterator[None]:
-    """With other limits of time for a while: short ones cut off honest clients of a busy machine."""
-    before = {name: getattr(server.network, name) for name in seconds}
-    try:
-        for name, value in seconds.items():
-            object.__setattr__(server.network, name, value)  # frozen; it is read anew for every connection
-        yield
-    finally:
-        for name, value in before.items():
-            object.__setattr__(server.network, name, value)
-
-
-@contextmanager
-def stopped_worker(server: Running) -> Iterator[int]:
-    """The worker's pid, while it is stopped: what it runs stays as it is."""
-    pid = server.supervisor.pid
-    assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
-    try:
-        yield pid
-    finally:
-        with suppress(ProcessLookupError):  # killed, and gone
-            os.kill(pid, signal.SIGCONT)
-
-
-def connect(server: Running, content: bytes, length: int | None = None) -> socket.socket:
-    """A connection on which a completion was asked for with `content`, declared as `length` bytes."""
-    head = (
-        f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {server.network.api_key}\r\n"
-    )
-    head += f"Content-Type: application/json\r\nContent-Length: {length or len(content)}\r\n\r\n"
-    connection = socket.create_connection(("127.0.0.1", server.port))
-    connection.sendall(head.encode() + content)
-    return connection
-
-
-def key(server: Running) -> dict[str, str]:
-    return {"Authorization": f"Bearer {server.network.api_key}"}
+from tests.serve.servers import (
+    ASK,
+    ENDLESS,
+    NAME,
+    PATIENCE,
+    Running,
+    ask,
+    connect,
+    impatient,
+    key,
+    stopped_worker,
+    until,
+)
 
 
 def test_without_its_key_nothing_is_answered(guarded: Running) -> None:
@@ -191,7 +142,62 @@ def test_clients_that_send_too_slowly_are_let_go(guarded: Running) -> None:
         with connect(guarded, b"{", length=100) as slow:
             slow.settimeout(PATIENCE)
             assert b" 408 " in slow.recv(1000).split(b"\r\n")[0]
+            slow.sendall(b"{")  # of no use any more
+            with suppress(ConnectionResetError):
+                assert slow.recv(1000) == b""
     assert guarded.app.state.admitted == 0
+
+
+def test_the_rest_of_a_body_that_was_refused_may_be_anything(guarded: Running, caplog: Any) -> None:
+    with socket.create_connection(("127.0.0.1", guarded.port)) as careless:
+        careless.settimeout(PATIENCE)
+        careless.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+        assert b" 401 " in careless.recv(1000).split(b"\r\n")[0]
+        careless.sendall(b"no chunk\r\n")
+        with suppress(ConnectionResetError):
+            assert careless.recv(1000) == b""
+    assert not [record for record in caplog.records if record.levelname == "ERROR"]
+
+
+def test_a_client_that_does_not_read_is_cut_off_and_frees_its_sequence(guarded: Running) -> None:
+    def answered() -> float:
+        figures = guarded.get("/metrics", headers=key(guarded)).text
+        found = re.search(r'acorn_requests_total{path="/v1/chat/completions",status="200"} ([\d.]+)', figures)
+        return float(found[1]) if found else 0
+
+    before = answered()
+    with socket.socket() as deaf, impatient(guarded, write_seconds=0.2):
+        # Small segments and a small window, or the kernels of both sides take megabytes for it.
+        deaf.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)
+        deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        deaf.settimeout(PATIENCE)
+        deaf.connect(("127.0.0.1", guarded.port))
+        ask(deaf, guarded, json.dumps({**ENDLESS, "stream": True, "logprobs": True, "top_logprobs": 20}).encode())
+        until(lambda: answered() > before)
+        assert (guarded.supervisor.in_flight, guarded.app.state.admitted) == (0, 0)
+        until(lambda: guarded.supervisor.stats["running"] == 0)
+        with pytest.raises(ConnectionResetError):
+            while deaf.recv(1 << 16):
+                pass
+
+
+def test_a_client_that_reads_slowly_but_reads_is_waited_for() -> None:
+    due: list[tuple[Any, tuple[Any, ...]]] = []
+    loop = SimpleNamespace(call_later=lambda seconds, then, *given: due.append((then, given)))
+    config = uvicorn.Config(None)  # type: ignore[arg-type]
+    config.load_app = lambda: None
+    config.load()
+    transport = MagicMock()
+    connection = protocol(Network())(config, uvicorn.server.ServerState(), {}, loop)
+    connection.connection_made(transport)
+    transport.get_write_buffer_size.return_value = 3 * ENOUGH
+    connection.pause_writing()
+    for left in (2 * ENOUGH, ENOUGH, 1):
+        assert not transport.abort.called
+        transport.get_write_buffer_size.return_value = left
+        check, given = due.pop()
+        check(*given)
+    assert transport.abort.called
 
 
 def test_a_client_that_leaves_frees_its_sequence(guarded: Running) -> None:
@@ -219,93 +225,6 @@ def test_one_request_too_many_is_429_and_says_when_to_come_again(guarded: Runnin
         assert waiting.is_alive()
     waiting.join(PATIENCE)
     until(lambda: guarded.app.state.admitted == 0)
-
-
-def test_a_killed_worker_ends_its_requests_with_an_error_and_comes_back(guarded: Running) -> None:
-    client, before = guarded.client(), guarded.supervisor.pid
-    stream = client.chat.completions.create(**ENDLESS, stream=True)
-    next(iter(stream))
-    failed: list[Exception] = []
-
-    def wait_for_whole() -> None:
-        try:
-            client.chat.completions.create(**ENDLESS)
-        except InternalServerError as error:
-            failed.append(error)
-
-    whole = threading.Thread(target=wait_for_whole)
-    with stopped_worker(guarded) as worker:  # or it fills the stream that nobody reads meanwhile
-        whole.start()
-        until(lambda: guarded.supervisor.in_flight == 2)
-        os.kill(worker, signal.SIGKILL)
-    with pytest.raises(APIError, match="process ended while this request ran"):
-        list(stream)
-    whole.join(PATIENCE)
-    assert [error.status_code for error in failed] == [503]  # type: ignore[attr-defined]
-    # A request that comes while the worker is away waits for it.
-    patient = guarded.client(timeout=guarded.network.ready_seconds)
-    answer = patient.chat.completions.create(model=NAME, messages=ASK, max_tokens=2)
-    assert answer.usage is not None
-    assert guarded.supervisor.pid != before
-    text = guarded.get("/metrics", headers=key(guarded)).text
-    assert "acorn_worker_restarts 1.0" in text
-    assert "acorn_worker_ready 1.0" in text
-
-
-def test_a_worker_that_hangs_is_killed_and_started_again(guarded: Running) -> None:
-    supervisor, before, killed = guarded.supervisor, guarded.supervisor.pid, guarded.supervisor.hangs
-    stream = guarded.client().chat.completions.create(**ENDLESS, stream=True)
-    next(iter(stream))
-    assert before is not None
-    os.kill(before, signal.SIGSTOP)
-    patience, supervisor.silent_seconds = supervisor.silent_seconds, 0.1
-    with pytest.raises(APIError, match="process ended while this request ran"):
-        list(stream)
-    supervisor.silent_seconds = patience
-    health = guarded.get("/health")
-    assert (health.status_code, health.json()["status"]) == (503, "loading")
-    assert "was silent for 0.1 s and was killed" in health.json()["reason"]
-    patient = guarded.client(timeout=guarded.network.ready_seconds)
-    assert patient.chat.completions.create(model=NAME, messages=ASK, max_tokens=2).usage is not None
-    assert (supervisor.pid != before, supervisor.hangs) == (True, killed + 1)
-    assert guarded.get("/health").json() == {"status": "ok"}
-    assert f"acorn_worker_hangs {killed + 1:.1f}" in guarded.get("/metrics", headers=key(guarded)).text
-
-
-def test_a_worker_that_has_nothing_to_do_gives_signs_of_life(guarded: Running) -> None:
-    supervisor = guarded.supervisor
-    until(lambda: supervisor.ready and supervisor.in_flight == 0)
-    supervisor._heard = False
-    guarded.loop.call_soon_threadsafe(supervisor._send, pack({"op": "ping"}))
-    until(lambda: supervisor._heard)
-
-
-@pytest.mark.parametrize("sign", ["an answer", "that it loads", "none"])
-def test_only_a_silent_worker_that_is_not_loading_is_killed(tiny_model: Path, sign: str) -> None:
-    async def watch() -> int:
-        supervisor = Supervisor(settings_of(tiny_model), Network(silent_seconds=0.02))
-        pings = 0
-
-        def answer(_: bytes) -> None:
-            nonlocal pings
-            pings += 1
-            supervisor._heard, supervisor._excused = sign == "an answer", sign == "that it loads"
-            if pings == 50:
-                watching.cancel()
-
-        supervisor._send = answer  # type: ignore[method-assign]
-        supervisor._ready.set()
-        process = SimpleNamespace(kill=lambda: None)
-        watching = asyncio.ensure_future(supervisor._watch(process))  # type: ignore[arg-type]
-        await asyncio.wait([watching])
-        return supervisor.hangs
-
-    assert asyncio.run(watch()) == (1 if sign == "none" else 0)
-
-
-def test_a_model_that_cannot_be_loaded_is_a_sentence(tiny_model: Path) -> None:
-    with pytest.raises(WorkerDied, match="is no GGUF model that can be read"):
-        Running(settings_of(tiny_model, engine="llamacpp")).start()
 
 
 def test_two_hundred_clients_at_once_are_answered_or_told_to_come_again(served: Running) -> None:
@@ -384,25 +303,3 @@ def test_the_answers_are_those_of_the_api_document(served: Running, mode: str) -
 
         if mode == "positive" or operation.method == "post":
             answers_as_documented()
-
-
-def test_a_killed_server_takes_its_worker_with_it(tiny_model: Path) -> None:
-    command = [sys.executable, "-m", "acorn", "serve", str(tiny_model), "--port", "0", "--threads", "1"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as front:
-        assert front.stderr is not None
-        for line in front.stderr:
-            if line.startswith("serving"):
-                break
-        import psutil
-
-        [worker] = psutil.Process(front.pid).children()
-        front.kill()
-        front.wait()
-
-        def gone() -> bool:
-            try:
-                return worker.status() == psutil.STATUS_ZOMBIE
-            except psutil.NoSuchProcess:
-                return True
-
-        until(gone)

@@ -197,6 +197,14 @@ def test_definitions_of_tools_move_to_the_root_of_the_schema() -> None:
         ('{"name": "other", "arguments": {}}', '{"name": "other", "arguments": {}}', []),
         ("{an open brace", "{an open brace", []),
         ("a < b and b <tool", "a < b and b <tool", []),
+        *(
+            (answer, answer, [])  # what json.loads reads, and no call is
+            for answer in (
+                '{"name": ["add"], "arguments": {}}',
+                '{"name": "add", "arguments": {"a": NaN}}',
+                f'{{"name": "add", "arguments": {{"a": {"1" * 5000}}}}}',
+            )
+        ),
     ],
 )
 def test_calls_are_told_from_text_however_they_come(answer: str, text: str, names: list[str]) -> None:
@@ -206,3 +214,11 @@ def test_calls_are_told_from_text_however_they_come(answer: str, text: str, name
         rest, calls = reader.finish()
         assert got + rest == text
         assert [call.name for call in calls] == names
+
+
+def test_a_model_may_write_half_a_character_and_a_client_may_want_one_call() -> None:
+    reader = CallReader({"add"}, forced=True, most=1)
+    call = r'<tool_call>{"name": "add", "arguments": {"a": "\ud83c\udf30 \ud83c"}}</tool_call>'
+    reader.feed(call * 2)
+    [found] = reader.finish()[1]
+    assert found.arguments.encode() == '{"a": "🌰 \\ud83c"}'.encode()

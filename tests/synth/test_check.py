@@ -51,6 +51,16 @@ def test_arguments_that_distilabel_knows_pass() -> None:
         ({"type": "openai", "model": "m", "api_key": "secret"}, "llm.api_key", "OPENAI_API_KEY"),
         ({"type": "openai", "model": "m", "timeout": "soon"}, "llm.timeout", "integer"),
         ({"type": "teacher", "generation_kwargs": {"temperature": 1}}, "llm.generation_kwargs", "does not know"),
+        *(
+            # Engines that send drawn tokens again as a prompt could not count them, and would say so only then.
+            (
+                {"type": kind, "generation_kwargs": {name: 1.0}},
+                f"llm.generation_kwargs.{name}",
+                f"does not know '{name}'; it knows do_sample, ",
+            )
+            for kind in ("gguf", "vllm")
+            for name in ("frequency_penalty", "presence_penalty")
+        ),
     ],
 )
 def test_a_bad_llm_argument_is_named_with_the_nearest(llm: dict[str, Any], field: str, message: str) -> None:
