@@ -21,6 +21,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from acorn.stage import Job
+from acorn.tokenizers import believe_tokenizer_file
 from corpus.config import SMALLEST_VOCABULARY, SPECIAL_TOKENS, TokenizerIdentity
 from corpus.reading import rows, texts
 from corpus.threads import tokenizers_on_all_cores
@@ -157,7 +158,8 @@ def save(tokenizer: Tokenizer, template: str, out: Path) -> None:
 
 
 def take_pretrained(path: str, revision: str | None, template: str | None, out: Path) -> None:
-    """Copy an existing tokenizer's files unchanged; only the chat template may be given anew.
+    """Copy an existing tokenizer's files unchanged, but for a class that transformers would not believe tokenizer.json
+    of; the chat template may be given anew.
 
     Raises FileNotFoundError for a folder without `tokenizer.json`, ValueError where no template has generation markers.
     """
@@ -173,7 +175,9 @@ def take_pretrained(path: str, revision: str | None, template: str | None, out: 
             shutil.copyfile(folder / name, out / name)
     if template is not None:  # a template file wins over one inside tokenizer_config.json
         (out / TEMPLATE_FILE).write_text(template, encoding="utf-8")
-    found = AutoTokenizer.from_pretrained(out).chat_template
+    made = AutoTokenizer.from_pretrained(out)
+    believe_tokenizer_file(out, made.backend_tokenizer.to_str())
+    found = made.chat_template
     if not isinstance(found, str) or not has_generation_markers(found):
         raise ValueError(
             f"pretrained: the chat template of {path} has no {{% generation %}} markers around the assistant's turn; "

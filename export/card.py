@@ -36,6 +36,7 @@ def write_card(facts: Facts) -> str:
         _summary(facts),
         _use(facts),
         _files(facts),
+        _origins(facts.history),
         _training(facts.history),
         _data(facts),
         _evaluation(facts),
@@ -100,6 +101,20 @@ def _files(facts: Facts) -> str:
     return f"## Files\n\n{table}\n\n`model.safetensors`, `config.json` and the tokenizer's files are the model itself."
 
 
+def _origins(history: History) -> str:
+    told = []
+    for origin in history.origins:
+        general: Mapping[str, str] = origin["general"]
+        of = ", ".join(general[key] for key in ("organization", "author", "url", "source.url") if general.get(key))
+        told.append(
+            f"The weights began as **{general.get('name', 'a model without a name')}**{f' ({of})' if of else ''}, "
+            f"licence {general.get('license', 'not stated')}. They were unpacked to float32 from a GGUF file (sha256 "
+            f"`{origin['sha256']}`; {_types(origin['tensor_types'])}), so this model starts from what had been rounded "
+            "to those types. How it was trained before is not recorded here."
+        )
+    return "## Where it comes from\n\n" + "\n\n".join(told) if told else ""
+
+
 def _training(history: History) -> str:
     if not history.steps:
         return ""
@@ -114,7 +129,7 @@ def _training(history: History) -> str:
         if step.kind not in ("gguf", "evaluation")
     ]
     table = _table(("step", "with", "tokens", "FLOPs", "artifact"), rows)
-    return f"## How it was trained\n\nIn this order:\n\n{table}\n\n{_configs(history.steps)}"
+    return f"## How it was made\n\nIn this order:\n\n{table}\n\n{_configs(history.steps)}"
 
 
 def _configs(steps: Iterable[Manifest]) -> str:

@@ -12,7 +12,7 @@ from registry import Manifest, Registry
 
 LIBRARIES = {
     "pretrain": "nanotron",
-    "hub_model": "from the Hugging Face hub",
+    "hub_model": "made elsewhere",
     "chat_data": "distilabel",
     "preference_pairs": "distilabel",
     "sft": "TRL",
@@ -22,15 +22,21 @@ LIBRARIES = {
 }
 
 
+ORIGIN = "origin.json"
+"""Of a model that began as a GGUF file: what that was."""
 DATA = ("corpus", "chat", "preferences")
 """Kinds of artifacts that are data; the `path` in a config of theirs may be a data set's on the hub."""
 
 
 @dataclass(frozen=True)
 class History:
-    """`steps`: manifests, inputs before what was made of them. Empty for a folder that is no artifact."""
+    """`steps`: manifests, inputs before what was made of them. Empty for a folder that is no artifact.
+
+    `origins`: for models that began as a GGUF file, what their `origin.json` says of it.
+    """
 
     steps: tuple[Manifest, ...] = ()
+    origins: tuple[dict[str, Any], ...] = ()
 
     @property
     def licenses(self) -> list[str]:
@@ -40,7 +46,8 @@ class History:
     @property
     def hub_models(self) -> list[str]:
         """Hub ids of the models that it began from."""
-        found = (str(step.config.get("path", "")) for step in self.steps if step.stage == "hub_model")
+        paths = (str(step.config.get("path", "")) for step in self.steps if step.stage == "hub_model")
+        found = ("/".join(path.split("/")[:2]) if path.endswith(".gguf") else path for path in paths)
         return sorted({name for name in found if _is_hub_id(name)})
 
     @property
@@ -53,11 +60,16 @@ class History:
 def read_history(folders: Iterable[Path]) -> History:
     """The history of artifact folders, each step once."""
     found: dict[str, Manifest] = {}
+    origins: dict[str, dict[str, Any]] = {}
     for folder in folders:
         if (folder / "manifest.json").is_file() and folder.parent.name == "artifacts":
             for step in Registry(folder.parent.parent).lineage(folder.name):
                 found.setdefault(step.key, step)
-    return History(tuple(found.values()))
+                if (path := folder.parent / step.key / ORIGIN).is_file():
+                    origins[step.key] = json.loads(path.read_text(encoding="utf-8"))
+        elif (folder / ORIGIN).is_file():
+            origins[str(folder)] = json.loads((folder / ORIGIN).read_text(encoding="utf-8"))
+    return History(tuple(found.values()), tuple(origins.values()))
 
 
 def input_digests(folder: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from typing import Any
 from acorn.stage import Job
 from export.card import Facts, write_card
 from export.config import ReleaseConfig
-from export.history import input_digests, read_history
+from export.history import ORIGIN, input_digests, read_history
 from export.huggingface import ExportError, read_json
 from export.ollama import modelfile, read_turns
 
@@ -54,7 +54,7 @@ def run(job: Job) -> dict[str, float]:
         _write(job.out / "Modelfile", _modelfile(model, files[chosen][0], config))
         facts = Facts(
             name=name,
-            license=config.model_license or sheet["general"].get("license"),
+            license=config.model_license or sheet["general"].get("license") or _given_license(model),
             language=config.language,
             files=files,
             proof=proof,
@@ -103,6 +103,12 @@ def write_sums(folder: Path) -> int:
                 lines.append(f"{hashlib.file_digest(file, 'sha256').hexdigest()}  {path.name}\n")
     _write(folder / SUMS, "".join(lines))
     return len(lines)
+
+
+def _given_license(model: Path) -> str | None:
+    """Licence that a model brought from a GGUF file, as long as nothing was trained on it."""
+    path = model / ORIGIN
+    return read_json(path)["general"].get("license") if path.is_file() else None
 
 
 def _evaluation(job: Job) -> tuple[dict[str, Any], str | None]:

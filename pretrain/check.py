@@ -22,6 +22,7 @@ from pretrain.arguments import (
     split_batch,
 )
 from pretrain.config import FILLED_IN, HubModelConfig, HubModelExecution, PretrainConfig, PretrainExecution
+from pretrain.gguf import check_gguf
 
 REQUIRED = {
     "model": ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"),
@@ -63,14 +64,27 @@ def check_pretrain(identity: PretrainConfig, execution: PretrainExecution) -> li
 
 
 def check_hub_model(identity: HubModelConfig, execution: HubModelExecution) -> list[Problem]:
-    """A hub id without a revision is refused: its key would name whatever the hub holds that day."""
-    if Path(identity.path).expanduser().is_dir() or identity.revision is not None:
+    """A hub id without a revision is refused: its key would name whatever the hub holds that day. A GGUF here is looked
+    into."""
+    local, gguf = Path(identity.path).expanduser(), identity.path.endswith(".gguf")
+    if gguf and local.is_file():
+        try:
+            check_gguf(local)
+        except ValueError as error:
+            return [Problem("path", str(error))]
+        return []
+    if local.is_file():
+        return [Problem("path", f"{identity.path} is a file, and no .gguf: name the model's folder")]
+    if gguf and (identity.path.count("/") < 2 or identity.path.startswith(("/", ".", "~"))):
+        return [Problem("path", f"no such file: {identity.path} (one of the hub is owner/name/FILE.gguf)")]
+    if local.is_dir() or identity.revision is not None:
         return []
     return [
         Problem(
             "revision",
-            f"{identity.path!r} is no folder here, so it is taken for a hub id, which needs a revision: set it to the "
-            "commit shown on the model's page",
+            f"{identity.path!r} is no {'file' if gguf else 'folder'} here, so it is taken for "
+            f"{'one of the hub' if gguf else 'a hub id'}, which needs a revision: set it to the commit shown on the "
+            "model's page",
         )
     ]
 

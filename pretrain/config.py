@@ -173,10 +173,14 @@ class HubModelConfig(Identity):
     """A causal language model of the Llama type, with its tokenizer, that was made elsewhere."""
 
     path: Source
-    """A local folder or a hub id, such as `HuggingFaceTB/SmolLM2-135M`."""
+    """A local folder or GGUF file, or on the hub a model (`HuggingFaceTB/SmolLM2-135M`) or a GGUF of one
+    (`owner/name/FILE.gguf`)."""
     revision: str | None = None
-    """Commit or tag on the hub; required for a hub id, so that the key names one set of weights."""
+    """Commit or tag on the hub; required there, so that the key names one set of weights."""
+    chat_template: Source | None = Field(default=None, exclude_if=lambda given: given is None)
+    """A Jinja file in place of the model's own template: one that says the same with `{% generation %}` markers, where
+    the model is to be fine-tuned."""
 
 
 class HubModelExecution(Execution):
-    """Nothing: the files are copied."""
+    """Nothing: the files are copied, or a GGUF unpacked."""

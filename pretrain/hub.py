@@ -1,7 +1,7 @@
 """The stage `hub_model`: a model of the Llama type, or SmolLM3, made elsewhere, as an artifact like our own.
 
 Files are copied, weights as they are; several safetensors files become one, since a model artifact has one. Pickled
-weights are never opened: loading them runs whatever code they hold.
+weights are never opened: loading them runs whatever code they hold. A GGUF file is unpacked (`pretrain.gguf`).
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any
 
 from acorn.stage import Job
-from acorn.tokenizers import TOKENIZER_FILES, copy_tokenizer
+from acorn.tokenizers import TOKENIZER_FILES, believe_tokenizer_file, copy_tokenizer
 from pretrain.convert import special_ids
+from pretrain.gguf import unpack_gguf
 
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
@@ -25,29 +26,36 @@ PICKLED = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 
 def run(job: Job) -> dict[str, float]:
     """Copy the model to `job.out`. Raises ValueError for another architecture, pickled weights or a missing file."""
-    source = _folder(job.config.path, job.config.revision)
-    _refuse_unsuitable(source)
-    out = job.out
-    parameters = _copy_weights(source, out)
-    shutil.copyfile(source / "config.json", out / "config.json")
-    copy_tokenizer(source, out)
-    _separate_template(out)
+    source, out = _find(job.config.path, job.config.revision), job.out
+    if source.is_file():
+        unpack_gguf(source, out)
+    else:
+        _refuse_unsuitable(source)
+        _copy_weights(source, out)
+        shutil.copyfile(source / "config.json", out / "config.json")
+        _copy_tokenizer(source, out)
+    if job.config.chat_template is not None:
+        _give_template(Path(job.config.chat_template).expanduser(), out)
     if (source / "generation_config.json").exists():
         shutil.copyfile(source / "generation_config.json", out / "generation_config.json")
     else:
         ids = special_ids(out)
         (out / "generation_config.json").write_text(json.dumps(ids, indent=2, sort_keys=True) + "\n")
-    return {"parameters": parameters}
+    return {"parameters": _parameters(out)}
 
 
-def _folder(path: str, revision: str | None) -> Path:
-    """The local folder, or where the hub's client put its download."""
-    if (local := Path(path).expanduser()).is_dir():
+def _find(path: str, revision: str | None) -> Path:
+    """The local folder or GGUF file, or where the hub's client put its download."""
+    local = Path(path).expanduser()
+    if local.is_dir() or (local.is_file() and path.endswith(".gguf")):
         return local
     if revision is None:
         raise ValueError(f"{path!r} is no folder, and as a hub id it needs a revision (the commit shown on its page)")
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import hf_hub_download, snapshot_download
 
+    if path.endswith(".gguf"):
+        owner, name, file = path.split("/", 2)
+        return Path(hf_hub_download(f"{owner}/{name}", file, revision=revision))
     patterns = ["config.json", "generation_config.json", "*.safetensors", INDEX, *TOKENIZER_FILES]
     return Path(snapshot_download(path, revision=revision, allow_patterns=patterns))
 
@@ -72,14 +80,25 @@ def _refuse_unsuitable(source: Path) -> None:
         raise ValueError(f"{source} has neither {WEIGHTS} nor {INDEX}")
 
 
-def _copy_weights(source: Path, out: Path) -> int:
-    """Copy or join the weights; their number of parameters."""
-    from safetensors import safe_open
-
+def _copy_weights(source: Path, out: Path) -> None:
     if (source / WEIGHTS).exists():
         shutil.copyfile(source / WEIGHTS, out / WEIGHTS)
     else:
         _join_weights(source, out)
+
+
+def _give_template(template: Path, out: Path) -> None:
+    """`template` as the only chat template."""
+    shutil.copyfile(template, out / TEMPLATE)
+    path = out / "tokenizer_config.json"
+    settings = json.loads(path.read_text())
+    if settings.pop("chat_template", None) is not None:
+        path.write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
+
+
+def _parameters(out: Path) -> int:
+    from safetensors import safe_open
+
     with safe_open(out / WEIGHTS, framework="pt") as weights:
         return sum(_product(weights.get_slice(name).get_shape()) for name in weights.keys())  # noqa: SIM118
 
@@ -97,6 +116,14 @@ def _join_weights(source: Path, out: Path) -> None:
     if missing := sorted(placed.keys() - tensors.keys()):
         raise ValueError(f"{source} lacks {len(missing)} tensors of its index, such as {missing[0]}")
     save_file(tensors, out / WEIGHTS, metadata={"format": "pt"})
+
+
+def _copy_tokenizer(source: Path, out: Path) -> None:
+    from transformers import AutoTokenizer
+
+    copy_tokenizer(source, out)
+    _separate_template(out)
+    believe_tokenizer_file(out, AutoTokenizer.from_pretrained(out).backend_tokenizer.to_str())
 
 
 def _separate_template(out: Path) -> None:

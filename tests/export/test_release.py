@@ -17,7 +17,7 @@ import yaml
 
 from acorn.__main__ import parser
 from acorn.stage import Job
-from export.history import History
+from export.history import History, read_history
 from export.hub import push_to_hub
 from export.huggingface import ExportError
 from export.publish import PushError, find_release, push, push_to_url, read_sums
@@ -151,6 +151,8 @@ def test_the_same_release_is_the_same_bytes(world: dict[str, Any], tmp_path: Pat
 def test_hub_ids_are_found_in_a_lineage_and_local_data_is_not() -> None:
     steps = [
         SimpleNamespace(stage="hub_model", kind="model", config={"path": "HuggingFaceTB/SmolLM2-135M"}, licenses=[]),
+        SimpleNamespace(stage="hub_model", kind="model", config={"path": "some/oak-GGUF/oak.gguf"}, licenses=[]),
+        SimpleNamespace(stage="hub_model", kind="model", config={"path": "sha256:00.gguf"}, licenses=[]),
         SimpleNamespace(
             stage="text", kind="corpus", licenses=["MIT"],
             config={"text": [{"path": "openai/gsm8k"}, {"path": "sha256:00/11"}, {"path": "/data/own/x"}]},
@@ -158,9 +160,40 @@ def test_hub_ids_are_found_in_a_lineage_and_local_data_is_not() -> None:
         SimpleNamespace(stage="chat_rows", kind="chat", config={"path": "HuggingFaceTB/smoltalk"}, licenses=[]),
     ]  # fmt: skip
     history = History(tuple(steps))  # type: ignore[arg-type]
-    assert history.hub_models == ["HuggingFaceTB/SmolLM2-135M"]
+    assert history.hub_models == ["HuggingFaceTB/SmolLM2-135M", "some/oak-GGUF"]
     assert history.hub_datasets == ["HuggingFaceTB/smoltalk", "openai/gsm8k"]
     assert history.licenses == ["MIT"]
+
+
+def test_a_model_that_began_as_a_gguf_says_so_and_keeps_its_licence(
+    world: dict[str, Any], tiny_model: Path, tmp_path: Path
+) -> None:
+    origin = {
+        "sha256": "ab" * 32,
+        "tensor_types": {"f32": 5, "q4_1": 14},
+        "general": {"name": "Oak 1B", "organization": "somebody", "license": "mit"},
+    }
+    shutil.copytree(world["inputs"]["model"].path, tmp_path / "model", ignore=lambda *_: ["manifest.json", "logs"])
+    (tmp_path / "model").chmod(0o755)
+    (tmp_path / "model" / "origin.json").write_text(json.dumps(origin))
+    exported = tmp_path / "gguf"
+    shutil.copytree(world["inputs"]["gguf"].path, exported, ignore=lambda *_: ["manifest.json"])
+    sheet = json.loads((exported / "export.json").read_text())
+    (exported / "export.json").unlink()
+    (exported / "export.json").write_text(json.dumps(sheet | {"general": {"name": "Acorn"}}))
+    registry = world["registry"]
+    brought = publish(registry, "hub_model", "model", tmp_path / "model", {}, path="sha256:00.gguf")
+    gguf = publish(registry, "gguf", "gguf", exported, {"model": brought})
+    job = release_job(tmp_path / "r", {"model": brought, "gguf": gguf})
+    run_here(RELEASE, job)
+    text = (job.out / "README.md").read_text()
+    assert "began as **Oak 1B** (somebody), licence mit. They were unpacked to float32 from a GGUF file" in text
+    assert "14 q4_1" in text and "ab" * 32 in text
+    assert "license: mit" in text
+    assert "Hugging Face hub" not in text
+    tuned = publish(registry, "sft", "model", tiny_model, {"model": brought})
+    assert read_history([tuned.path]).origins == (origin,)
+    assert not (tuned.path / "origin.json").exists()
 
 
 # Pushing
