@@ -111,9 +111,9 @@ class Summariser:
             if len(groups) == len(summaries):  # the plan allows for it; a tokenizer might not
                 raise NoRoom(f"no two summaries fit into {plan.chunk_tokens} tokens; give a smaller --max-tokens")
             texts = ["\n\n".join(group) for group in groups]
-        talk = Conversation(self.llama)
         wording = self.instructions.merge if level else self.instructions.whole
-        reply = talk.ask(_prompt(wording, texts[0]), self.last_tokens, self.options | self.last_options, tell)
+        talk, content = opening(self.llama, wording, texts[0])
+        reply = talk.ask(content, self.last_tokens, self.options | self.last_options, tell)
         done.count(reply)
         talk.keep()
         done.text, done.finish, done.talk = reply.text.strip(), reply.finish, talk
@@ -122,7 +122,8 @@ class Summariser:
     def _summary(self, text: str, level: int, number: int, of: int, done: Written) -> str:
         """At most `reply_tokens` also when its text is tokenised, or two might not fit together."""
         wording = self.instructions.part if level == 1 else SUMMARY.merge
-        reply = Conversation(self.llama).ask(_prompt(wording, text), self.reply_tokens, self.options, lambda _: None)
+        talk, content = opening(self.llama, wording, text)
+        reply = talk.ask(content, self.reply_tokens, self.options, lambda _: None)
         if reply.finish == "interrupted":
             raise Stopped(f"stopped at level {level}, with {number - 1} of {of} done")
         done.count(reply)
@@ -167,8 +168,8 @@ class Rewriter:
             body = chunk.strip()
             put(chunk[: len(chunk) - len(chunk.lstrip())])
             if body:
-                talk = Conversation(self.llama)
-                reply = talk.ask(_prompt(self.instruction, body), plan.reply_tokens, self.options, put)
+                talk, content = opening(self.llama, self.instruction, body)
+                reply = talk.ask(content, plan.reply_tokens, self.options, put)
                 if reply.finish == "interrupted":
                     raise Stopped(f"stopped in chunk {number} of {len(chunks)}")
                 done.count(reply)
@@ -180,10 +181,15 @@ class Rewriter:
         return done
 
 
-def _prompt(instruction: str, text: str) -> str:
-    return f"{instruction}\n\n{text}"
+def opening(llama: Llama, instruction: str, text: str) -> tuple[Conversation, str]:
+    """A conversation and its first message. The instruction is the system's where the template has that role: nothing
+    else is in the user's message then, and the model does not take the text for a question."""
+    if llama.takes_instructions:
+        return Conversation(llama, [{"role": "system", "content": instruction}]), text
+    return Conversation(llama), f"{instruction}\n\n{text}"
 
 
 def _overhead(llama: Llama, instruction: str) -> int:
     """Tokens of a prompt beside its text."""
-    return len(llama.tokenize(llama.render([{"role": "user", "content": _prompt(instruction, "")}])))
+    talk, content = opening(llama, instruction, "")
+    return len(llama.tokenize(llama.render([*talk.messages, {"role": "user", "content": content}])))
