@@ -18,10 +18,10 @@ MARGIN = 8
 TITLE_GRAMMAR = 'root ::= [^ \\t\\r\\n"#*] [^\\r\\n]{1,100}'
 """One line, which starts with no quote, mark of a heading, or space."""
 TONES = {
-    "professional": "in a professional, polite tone",
-    "friendly": "in a warm, friendly tone",
-    "concise": "as concisely as possible",
-    "simple": "in plain, simple words",
+    "professional": "more professional and formal",
+    "friendly": "more friendly and approachable",
+    "concise": "more concise",
+    "simple": "easier to read, in plain and simple words",
 }
 """What a tone is asked for by; any other text stands as it is."""
 
@@ -35,17 +35,10 @@ class Instructions:
     merge: str
 
 
-SUMMARY = Instructions(
-    "Summarize the following text in a few sentences.",
-    "Summarize the following part of a longer text in a few sentences.",
-    "The following are summaries of the parts of one text, in order. Summarize the whole text in a few sentences.",
-)
-TITLE = Instructions(
-    "Write a short title for the following text. Answer with the title alone.",
-    SUMMARY.part,
-    "The following are summaries of the parts of one text, in order. "
-    "Write a short title for the whole text. Answer with the title alone.",
-)
+SUMMARIZE = "Provide a concise, objective summary of the input text in up to three sentences."
+SUMMARY = Instructions(SUMMARIZE, SUMMARIZE, SUMMARIZE)
+ENTITLE = "Write a short title for the input text."
+TITLE = Instructions(ENTITLE, SUMMARIZE, ENTITLE)
 
 
 @dataclass
@@ -143,8 +136,8 @@ class Rewriter:
 
     @property
     def instruction(self) -> str:
-        manner = TONES.get(self.tone, f"in this tone: {self.tone}")
-        return f"Rewrite the following text {manner}. Keep its meaning. Answer with the rewritten text alone."
+        manner = TONES.get(self.tone, f"{self.tone} in tone")
+        return f"Rewrite the input text to make it {manner}, while retaining its essential content."
 
     def plan(self, text: str) -> tuple[Plan, list[str]]:
         """Chunks of two fifths of the room, so that a rewriting may be half as long again. Raises NoRoom."""

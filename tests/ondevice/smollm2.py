@@ -1,4 +1,4 @@
-"""Where SmolLM2-135M-Instruct is, if it is on this machine: the tests that want a model which understands skip without."""
+"""Where SmolLM2-135M-Instruct is, if anywhere: tests that want a model which understands skip without it."""
 
 from __future__ import annotations
 
