@@ -45,7 +45,7 @@ from benchmarks.ondevice_texts import (
     Sample,
     Task,
 )
-from ondevice.cli import CHAT_TOKENS, SUMMARY_TOKENS, TITLE_TOKENS
+from ondevice.cli import SUMMARY_TOKENS, TITLE_TOKENS
 from ondevice.conversation import Conversation
 from ondevice.llama import Llama, sampling
 from ondevice.writing import SUMMARY, TITLE, TITLE_GRAMMAR, Instructions, Rewriter, Summariser, Written
@@ -55,6 +55,9 @@ CONTEXT, SMALL_CONTEXT = 4096, 1024
 """Tokens: of everything, and of the summary that needs several chunks."""
 ARTICLES, ARTICLE_CHARACTERS = 20, 2000
 MAX_STEPS = 5
+CHAT_TOKENS = 128
+REWRITTEN = 4
+"""Of the texts: more would take minutes."""
 SMALL_WORDS = frozenset(ENGLISH.split())
 
 Row = dict[str, float]
@@ -116,7 +119,7 @@ def rewritings(llama: Llama, _: list[Sample], show: Callable[..., None]) -> dict
     found = {}
     for tone in TONES:
         rows = []
-        for sample in SAMPLES:
+        for sample in SAMPLES[:REWRITTEN]:
             rewriter = Rewriter(llama, tone, defaults("rewrite"))
             written = rewriter.run(*rewriter.plan(sample.text), lambda _: None, lambda *_: None)
             show(f"# {sample.name}, {tone}\n{written.text}")
