@@ -20,7 +20,7 @@ from smolagents.utils import AgentGenerationError
 
 from ondevice.calls import FINAL, call_schema
 from ondevice.llama import Llama
-from ondevice.tools import ToolError, ToolSpec
+from ondevice.tools import Example, ToolError, ToolSpec
 
 PROMPT = """Solve the task step by step with tools. In each step answer with one JSON object, a call of a tool:
 {"name": "TOOL", "arguments": {...}}
@@ -53,13 +53,14 @@ class _Constrained(Model):  # type: ignore[misc]
 
     specs: Sequence[ToolSpec] = ()
     examples: bool = True
-    """Whether solved tasks, one for each tool that has one, stand before the task."""
+    """Whether the tools' solved tasks stand before the task: those of the first tool last, since a small model does
+    most readily what it saw last."""
 
     def prepared(self, messages: list[ChatMessage]) -> list[ChatMessage]:
         """Without the agent's own listings of past calls: they repeat what the model wrote, in another form."""
         kept = [message for message in messages if message.role != MessageRole.TOOL_CALL]
-        shown = [message for spec in self.specs if self.examples and spec.example for message in _solved(spec)]
-        return [*kept[:1], *shown, *kept[1:]]
+        shown = self.examples and [(spec, each) for spec in reversed(self.specs) for each in spec.examples] or []
+        return [*kept[:1], *(message for spec, each in shown for message in _solved(spec, each)), *kept[1:]]
 
     def schema(self, messages: list[ChatMessage]) -> dict[str, Any]:
         """Of the next call. A model that has just made a call once more is held to its answer: the result is the
@@ -77,10 +78,9 @@ class _Constrained(Model):  # type: ignore[misc]
         return answer
 
 
-def _solved(spec: ToolSpec) -> list[ChatMessage]:
+def _solved(spec: ToolSpec, example: Example) -> list[ChatMessage]:
     """A task of `spec`, its call, the result and the answer, as the agent writes them."""
-    assert spec.example is not None
-    task, arguments, result, answer = spec.example
+    task, arguments, result, answer = example
 
     def said(role: MessageRole, text: str) -> ChatMessage:
         return ChatMessage(role=role, content=[{"type": "text", "text": text}])

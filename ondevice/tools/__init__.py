@@ -30,7 +30,7 @@ class ToolSpec:
     description: str
     parameters: dict[str, Any]
     call: Callable[..., str]
-    example: Example | None = None
+    examples: tuple[Example, ...] = ()
 
 
 def text(description: str, most: int = 200) -> dict[str, Any]:
@@ -56,29 +56,38 @@ def builtin_tools(folder: Path | None) -> list[ToolSpec]:
     number = {"type": "number", "description": "how many"}
     tools = [
         ToolSpec(
-            "time",
-            "The date, weekday and time now.",
-            parameters(zone=zone),
-            now,
-            Example("What is the date today?", {"zone": "local"}, "2024-03-05 09:12:40 Tuesday (UTC)", "5 March 2024"),
-        ),
-        ToolSpec(
             "calculator",
             "The value of an arithmetic expression, such as (3+4)*2**5 or sqrt(2).",
             parameters(expression=text("numbers, + - * / // % **, parentheses, functions")),
             calculate,
-            Example("What is 19 * 6 - 4?", {"expression": "19*6-4"}, "110", "110"),
+            (
+                Example("What is the square root of 144, plus 30 / 5?", {"expression": "sqrt(144)+30/5"}, "18", "18"),
+                Example("What is (19 - 4) * 6?", {"expression": "(19-4)*6"}, "90", "90"),
+            ),
         ),
         ToolSpec(
             "convert_units",
             "A quantity in another unit, such as 5 mile in km.",
             parameters(value=number, unit=text("its unit", 30), to=text("the unit wanted", 30)),
             convert,
-            Example(
-                "How many feet are 3 meters?",
-                {"value": 3, "unit": "meter", "to": "foot"},
-                "3 meter = 9.842519685 foot",
-                "9.842519685 feet",
+            (
+                Example(
+                    "How many feet are 3 meters?",
+                    {"value": 3, "unit": "meter", "to": "foot"},
+                    "3 meter = 9.842519685 foot",
+                    "9.842519685 feet",
+                ),
+            ),
+        ),
+        ToolSpec(
+            "time",
+            "The date, weekday and time now.",
+            parameters(zone=zone),
+            now,
+            (
+                Example(
+                    "What is the date today?", {"zone": "local"}, "2024-03-05 09:12:40 Tuesday (UTC)", "5 March 2024"
+                ),
             ),
         ),
     ]

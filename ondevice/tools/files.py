@@ -39,8 +39,10 @@ def file_tools(folder: Path) -> list[ToolSpec]:
             "Names and sizes of the files in a folder.",
             parameters(path=path),
             files.entries,
-            Example(
-                "What is in the folder?", {"path": "."}, "a.txt  120 bytes\nplan.md  80 bytes", "a.txt and plan.md"
+            (
+                Example(
+                    "What is in the folder?", {"path": "."}, "a.txt  120 bytes\nplan.md  80 bytes", "a.txt and plan.md"
+                ),
             ),
         ),
         ToolSpec(
@@ -48,11 +50,13 @@ def file_tools(folder: Path) -> list[ToolSpec]:
             "The text of a file, from a line on.",
             parameters(path=path, first_line=first),
             files.read,
-            Example(
-                "Read plan.md. When do we meet?",
-                {"path": "plan.md", "first_line": 1},
-                "We meet at the station on Sunday.",
-                "on Sunday",
+            (
+                Example(
+                    "Read plan.md. When do we meet?",
+                    {"path": "plan.md", "first_line": 1},
+                    "We meet at the station on Sunday.",
+                    "on Sunday",
+                ),
             ),
         ),
         ToolSpec(
@@ -60,7 +64,11 @@ def file_tools(folder: Path) -> list[ToolSpec]:
             "Lines that hold a text, in all files below a folder.",
             parameters(query=text("text to look for, case ignored", 80), path=path),
             files.search,
-            Example("How old is Paul?", {"query": "Paul", "path": "."}, "a.txt:7: Paul is 31 years old.", "31 years"),
+            (
+                Example(
+                    "How old is Paul?", {"query": "Paul", "path": "."}, "a.txt:7: Paul is 31 years old.", "31 years"
+                ),
+            ),
         ),
     ]
 

@@ -114,10 +114,10 @@ def test_the_agent_uses_tools_and_shows_every_step(typed: Typed, scripted: Scrip
     schema = scripted.asked[0]["response_format"]["json_schema"]["schema"]
     names = [branch["properties"]["name"]["const"] for branch in schema["anyOf"]]
     assert names == [
-        "time", "calculator", "convert_units", "list_files", "read_file", "search_files", "final_answer"
+        "calculator", "convert_units", "time", "list_files", "read_file", "search_files", "final_answer"
     ]  # fmt: skip
     assert "tools" not in scripted.asked[0] and "stop" not in scripted.asked[0]
-    solved = ["user", "assistant", "user", "assistant"] * 6  # an example for each tool
+    solved = ["user", "assistant", "user", "assistant"] * 7  # examples of the six tools
     messages = scripted.asked[2]["messages"]
     assert [message["role"] for message in messages] == [
         "system", *solved, "user", "assistant", "user", "assistant", "user"
@@ -137,13 +137,12 @@ def test_after_a_call_is_repeated_only_the_answer_is_left(typed: Typed, scripted
 
 def test_what_the_examples_call_is_what_the_tools_take(tmp_path: Path) -> None:
     for spec in builtin_tools(tmp_path):
-        assert spec.example is not None
-        assert list(spec.example.arguments) == spec.parameters["required"]
-    by_name = {spec.name: spec for spec in builtin_tools(tmp_path)}
-    for name in ("calculator", "convert_units"):
-        _, arguments, result, answer = by_name[name].example
-        assert by_name[name].call(**arguments) == result
-        assert answer.split()[0] in result
+        assert spec.examples
+        for example in spec.examples:
+            assert list(example.arguments) == spec.parameters["required"]
+            if spec.name in ("calculator", "convert_units"):
+                assert spec.call(**example.arguments) == example.result
+                assert example.answer.split()[0] in example.result
 
 
 def test_an_error_of_a_tool_goes_back_to_the_model_in_its_own_words(typed: Typed, scripted: Scripted) -> None:

@@ -21,9 +21,9 @@ pytestmark = pytest.mark.skipif(FILE is None, reason=REASON)
 MODEL = ["--model", str(FILE), "--context", "2048"]
 
 
-def test_it_knows_the_capital_of_france(typed: Typed) -> None:
-    code, out, _ = typed("chat", *MODEL, "--prompt", "What is the capital of France?", "--temperature", "0")
-    assert code == 0 and "Paris" in out
+def test_it_answers_a_question(typed: Typed) -> None:
+    code, out, _ = typed("chat", *MODEL, "--prompt", "How many days are in a week?", "--temperature", "0")
+    assert code == 0 and "7" in out
 
 
 def test_a_summary_names_its_subject_and_is_shorter(typed: Typed) -> None:
