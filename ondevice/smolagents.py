@@ -59,8 +59,9 @@ class _Constrained(Model):  # type: ignore[misc]
     def prepared(self, messages: list[ChatMessage]) -> list[ChatMessage]:
         """Without the agent's own listings of past calls: they repeat what the model wrote, in another form."""
         kept = [message for message in messages if message.role != MessageRole.TOOL_CALL]
-        shown = self.examples and [(spec, each) for spec in reversed(self.specs) for each in spec.examples] or []
-        return [*kept[:1], *(message for spec, each in shown for message in _solved(spec, each)), *kept[1:]]
+        specs = reversed(self.specs) if self.examples else ()
+        shown = [message for spec in specs for each in spec.examples for message in _solved(spec, each)]
+        return [*kept[:1], *shown, *kept[1:]]
 
     def schema(self, messages: list[ChatMessage]) -> dict[str, Any]:
         """Of the next call. A model that has just made a call once more is held to its answer: the result is the

@@ -275,5 +275,5 @@ def test_an_mcp_server_that_does_not_start_is_named_with_what_it_said() -> None:
 def test_two_tools_of_one_name_are_refused(typed: Typed, tmp_path: Path) -> None:
     from ondevice.agent import distinct
 
-    with pytest.raises(ValueError, match="two tools are named time"):
+    with pytest.raises(ValueError, match="two tools are named calculator"):
         distinct([*builtin_tools(None), *builtin_tools(None)[:1]])
