@@ -13,7 +13,6 @@ import re
 from argparse import Namespace
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,14 +101,6 @@ class Llama:
     def count(self, text: str) -> int:
         return len(self.tokenize(text, first=False))
 
-    @cached_property
-    def takes_instructions(self) -> bool:
-        """Whether the chat template has a place for a system message; some refuse one, some leave it out."""
-        try:
-            return "INSTRUCTION" in self.render([_said("system", "INSTRUCTION"), _said("user", "text")])
-        except LlamaError:
-            return False
-
     def render(self, messages: Messages) -> str:
         """The conversation in the model's chat template, up to where its reply starts."""
         return self.request("/apply-template", {"messages": messages})["prompt"]  # type: ignore[no-any-return]
@@ -137,10 +128,6 @@ class Llama:
         except KeyboardInterrupt:
             reply.finish = "interrupted"
         return reply
-
-
-def _said(role: str, content: str) -> dict[str, str]:
-    return {"role": role, "content": content}
 
 
 def sampling(options: Namespace) -> dict[str, Any]:

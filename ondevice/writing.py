@@ -21,10 +21,10 @@ context does."""
 TITLE_GRAMMAR = 'root ::= [^ \\t\\r\\n"#*] [^\\r\\n]{1,100}'
 """One line, which starts with no quote, mark of a heading, or space."""
 TONES = {
-    "professional": "more professional and formal",
-    "friendly": "more friendly and approachable",
-    "concise": "more concise",
-    "simple": "easier to read, in plain and simple words",
+    "professional": "in a professional, polite tone",
+    "friendly": "in a warm, friendly tone",
+    "concise": "as concisely as possible",
+    "simple": "in plain, simple words",
 }
 """What a tone is asked for by; any other text stands as it is."""
 
@@ -38,10 +38,17 @@ class Instructions:
     merge: str
 
 
-SUMMARIZE = "Provide a concise, objective summary of the input text in up to three sentences."
-SUMMARY = Instructions(SUMMARIZE, SUMMARIZE, SUMMARIZE)
-ENTITLE = "Write a short title for the input text."
-TITLE = Instructions(ENTITLE, SUMMARIZE, ENTITLE)
+SUMMARY = Instructions(
+    "Summarize the following text in a few sentences.",
+    "Summarize the following part of a longer text in a few sentences.",
+    "The following are summaries of the parts of one text, in order. Summarize the whole text in a few sentences.",
+)
+TITLE = Instructions(
+    "Write a short title for the following text. Answer with the title alone.",
+    SUMMARY.part,
+    "The following are summaries of the parts of one text, in order. "
+    "Write a short title for the whole text. Answer with the title alone.",
+)
 
 
 @dataclass
@@ -107,9 +114,9 @@ class Summariser:
             if len(groups) == len(summaries):  # the plan allows for it; a tokenizer might not
                 raise NoRoom(f"no two summaries fit into {plan.chunk_tokens} tokens; give a smaller --max-tokens")
             texts = ["\n\n".join(group) for group in groups]
+        talk = Conversation(self.llama)
         wording = self.instructions.merge if level else self.instructions.whole
-        talk, content = opening(self.llama, wording, texts[0])
-        reply = talk.ask(content, self.last_tokens, self.options | self.last_options, tell)
+        reply = talk.ask(_prompt(wording, texts[0]), self.last_tokens, self.options | self.last_options, tell)
         done.count(reply)
         talk.keep()
         done.text, done.finish, done.talk = reply.text.strip(), reply.finish, talk
@@ -118,8 +125,7 @@ class Summariser:
     def _summary(self, text: str, level: int, number: int, of: int, done: Written) -> str:
         """At most `reply_tokens` also when its text is tokenised, or two might not fit together."""
         wording = self.instructions.part if level == 1 else SUMMARY.merge
-        talk, content = opening(self.llama, wording, text)
-        reply = talk.ask(content, self.reply_tokens, self.options, lambda _: None)
+        reply = Conversation(self.llama).ask(_prompt(wording, text), self.reply_tokens, self.options, lambda _: None)
         if reply.finish == "interrupted":
             raise Stopped(f"stopped at level {level}, with {number - 1} of {of} done")
         done.count(reply)
@@ -139,8 +145,8 @@ class Rewriter:
 
     @property
     def instruction(self) -> str:
-        manner = TONES.get(self.tone, f"{self.tone} in tone")
-        return f"Rewrite the input text to make it {manner}, while retaining its essential content."
+        manner = TONES.get(self.tone, f"in this tone: {self.tone}")
+        return f"Rewrite the following text {manner}. Keep its meaning. Answer with the rewritten text alone."
 
     def plan(self, text: str) -> tuple[Plan, list[str]]:
         """Chunks of two fifths of the room, so that a rewriting may be half as long again. Raises NoRoom."""
@@ -164,9 +170,9 @@ class Rewriter:
             body = chunk.strip()
             put(chunk[: len(chunk) - len(chunk.lstrip())])
             if body:
-                talk, content = opening(self.llama, self.instruction, body)
+                talk = Conversation(self.llama)
                 most = min(plan.reply_tokens, 2 * self.llama.count(body) + SLACK)
-                reply = talk.ask(content, most, self.options, put)
+                reply = talk.ask(_prompt(self.instruction, body), most, self.options, put)
                 if reply.finish == "interrupted":
                     raise Stopped(f"stopped in chunk {number} of {len(chunks)}")
                 done.count(reply)
@@ -178,15 +184,10 @@ class Rewriter:
         return done
 
 
-def opening(llama: Llama, instruction: str, text: str) -> tuple[Conversation, str]:
-    """A conversation and its first message. The instruction is the system's where the template has that role: nothing
-    else is in the user's message then, and the model does not take the text for a question."""
-    if llama.takes_instructions:
-        return Conversation(llama, [{"role": "system", "content": instruction}]), text
-    return Conversation(llama), f"{instruction}\n\n{text}"
+def _prompt(instruction: str, text: str) -> str:
+    return f"{instruction}\n\n{text}"
 
 
 def _overhead(llama: Llama, instruction: str) -> int:
     """Tokens of a prompt beside its text."""
-    talk, content = opening(llama, instruction, "")
-    return len(llama.tokenize(llama.render([*talk.messages, {"role": "user", "content": content}])))
+    return len(llama.tokenize(llama.render([{"role": "user", "content": _prompt(instruction, "")}])))

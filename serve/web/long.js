@@ -3,15 +3,19 @@
 import { complete, count } from "./api.js";
 
 const MARGIN = 48; // tokens of a chat template around a prompt, and of what tokenises otherwise inside it
-const BORDERS = [/\n[ \t]*\n\s*/g, /\n\s*/g, /[.!?…]["')\]]*\s+|[。！？]/g, /\s+/g];
-const SUMMARIZE = "Provide a concise, objective summary of the input text in up to three sentences.";
-const TONES = {
-  professional: "more professional and formal",
-  friendly: "more friendly and approachable",
-  concise: "more concise",
-  simple: "easier to read, in plain and simple words",
-};
 const SLACK = 64; // tokens: a rewriting may be twice its chunk and so many, and ends there if it goes round in circles
+const BORDERS = [/\n[ \t]*\n\s*/g, /\n\s*/g, /[.!?…]["')\]]*\s+|[。！？]/g, /\s+/g];
+const SUMMARY = {
+  whole: "Summarize the following text in a few sentences.",
+  part: "Summarize the following part of a longer text in a few sentences.",
+  merge: "The following are summaries of the parts of one text, in order. Summarize the whole text in a few sentences.",
+};
+const TONES = {
+  professional: "in a professional, polite tone",
+  friendly: "in a warm, friendly tone",
+  concise: "as concisely as possible",
+  simple: "in plain, simple words",
+};
 
 // Chunks of at most `budget` tokens, which join to `text`.
 async function split(text, budget, signal) {
@@ -45,26 +49,20 @@ function border(text, start, end) {
   return /[\uD800-\uDBFF]/.test(text[end - 1]) && end - 1 > start ? end - 1 : end;
 }
 
-// The instruction is the system's, so that the text alone is the user's; templates that have no system message refuse.
-async function ask(instruction, text, most, on, signal) {
-  const send = (messages) => complete({ messages, max_tokens: most, temperature: 0 }, on, signal);
-  try {
-    return await send([{ role: "system", content: instruction }, { role: "user", content: text }]);
-  } catch (error) {
-    if (error.status !== 400 || !error.message.includes("chat template refuses")) throw error;
-    return send([{ role: "user", content: `${instruction}\n\n${text}` }]);
-  }
-}
+const ask = (instruction, text, most, on, signal) => complete(
+  { messages: [{ role: "user", content: `${instruction}\n\n${text}` }], max_tokens: most, temperature: 0 }, on, signal,
+);
 
 // Summarises; `show.plan(line)` is told before each part of the work, `show.text(piece)` the last summary.
 export async function summarise(text, context, show, signal) {
   const most = Math.min(256, Math.floor(context / 4));
-  const budget = context - most - await count(SUMMARIZE, signal) - MARGIN;
+  const wording = Math.max(...await Promise.all(Object.values(SUMMARY).map((each) => count(each, signal))));
+  const budget = context - most - wording - MARGIN;
   const together = Math.floor(budget / (most + 2));
   const tokens = await count(text, signal);
   if (tokens <= budget) {
     show.plan(`${tokens} tokens, a context of ${context}: one pass`);
-    return ask(SUMMARIZE, text, most, show, signal);
+    return ask(SUMMARY.whole, text, most, show, signal);
   }
   if (together < 2) throw new Error(`a context of ${context} tokens is too small to bring summaries together`);
   let texts = await split(text, budget, signal);
@@ -76,14 +74,14 @@ export async function summarise(text, context, show, signal) {
   for (let level = 1; texts.length > 1; level += 1) {
     const summaries = [];
     for (const [index, each] of texts.entries()) {
-      const said = await ask(SUMMARIZE, each, most, {}, signal);
+      const said = await ask(level === 1 ? SUMMARY.part : SUMMARY.merge, each, most, {}, signal);
       summaries.push(said.text.trim());
       show.plan(`level ${level}: ${index + 1} of ${texts.length}`, index > 0);
     }
     texts = groups(summaries, together);
   }
   show.plan("bringing them together");
-  return ask(SUMMARIZE, texts[0], most, show, signal);
+  return ask(SUMMARY.merge, texts[0], most, show, signal);
 }
 
 function groups(texts, size) {
@@ -94,8 +92,8 @@ function groups(texts, size) {
 
 // Rewrites chunk by chunk; white space between the chunks stays as it was.
 export async function rewrite(text, tone, context, show, signal) {
-  const manner = TONES[tone] ?? `${tone} in tone`;
-  const instruction = `Rewrite the input text to make it ${manner}, while retaining its essential content.`;
+  const manner = TONES[tone] ?? `in this tone: ${tone}`;
+  const instruction = `Rewrite the following text ${manner}. Keep its meaning. Answer with the rewritten text alone.`;
   const room = context - await count(instruction, signal) - MARGIN;
   const budget = Math.floor(room * 0.4);
   if (budget < 8) throw new Error(`a context of ${context} tokens leaves no room for text`);
