@@ -7,7 +7,6 @@ tools makes nothing of those. The prompt is short: smolagents' own is longer tha
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,12 +53,14 @@ class _Constrained(Model):  # type: ignore[misc]
 
     specs: Sequence[ToolSpec] = ()
     examples: bool = True
-    """Whether the tools' solved tasks stand before the task."""
+    """Whether the tools' solved tasks stand before the task: those of the first tool last, since a small model does
+    most readily what it saw last."""
 
     def prepared(self, messages: list[ChatMessage]) -> list[ChatMessage]:
         """Without the agent's own listings of past calls: they repeat what the model wrote, in another form."""
         kept = [message for message in messages if message.role != MessageRole.TOOL_CALL]
-        shown = solved_tasks(self.specs, _text(kept[1])) if self.examples else []
+        specs = reversed(self.specs) if self.examples else ()
+        shown = [message for spec in specs for each in spec.examples for message in _solved(spec, each)]
         return [*kept[:1], *shown, *kept[1:]]
 
     def schema(self, messages: list[ChatMessage]) -> dict[str, Any]:
@@ -76,19 +77,6 @@ class _Constrained(Model):  # type: ignore[misc]
                 "give a larger --max-tokens, a larger --context, or a shorter task"
             )
         return answer
-
-
-def solved_tasks(specs: Sequence[ToolSpec], task: str) -> list[ChatMessage]:
-    """The tools' examples, the one that is most like `task` last: a small model does what it saw last. Likeness is the
-    number of words shared with the example or its tool's description; among equals the first tool's come last."""
-    wanted = _words(task)
-    pairs = [(spec, example) for spec in reversed(specs) for example in spec.examples]
-    pairs.sort(key=lambda pair: len(wanted & _words(f"{pair[1].task} {pair[0].name} {pair[0].description}")))
-    return [message for spec, example in pairs for message in _solved(spec, example)]
-
-
-def _words(text: str) -> set[str]:
-    return set(re.findall(r"[^\W\d_]+", text.lower()))
 
 
 def _solved(spec: ToolSpec, example: Example) -> list[ChatMessage]:

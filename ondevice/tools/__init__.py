@@ -77,12 +77,6 @@ def builtin_tools(folder: Path | None) -> list[ToolSpec]:
                     "3 meter = 9.842519685 foot",
                     "9.842519685 feet",
                 ),
-                Example(
-                    "Convert 20 celsius to fahrenheit.",
-                    {"value": 20, "unit": "celsius", "to": "fahrenheit"},
-                    "20 celsius = 68 fahrenheit",
-                    "68 fahrenheit",
-                ),
             ),
         ),
         ToolSpec(
