@@ -40,7 +40,13 @@ def _file(target: argparse.ArgumentParser) -> None:
     target.add_argument("file", metavar="FILE", help="a UTF-8 text file, or - for standard input")
 
 
-def _model(target: argparse.ArgumentParser, temperature: float = 0.0, max_tokens: bool = True) -> None:
+def _model(
+    target: argparse.ArgumentParser,
+    temperature: float = 0.0,
+    max_tokens: bool = True,
+    repeat_penalty: float | None = 1.0,
+) -> None:
+    """`repeat_penalty` None: not offered."""
     one = target.add_argument_group("model")
     one.add_argument(
         "--model", metavar="REF", help="a .gguf file, a folder, a ref or a key (default: the registry's newest export)"
@@ -51,6 +57,10 @@ def _model(target: argparse.ArgumentParser, temperature: float = 0.0, max_tokens
         one.add_argument("--max-tokens", type=_positive, metavar="TOKENS", help="longest reply, summary or title")
     one.add_argument("--temperature", type=_temperature, default=temperature, help=f"(default: {temperature})")
     one.add_argument("--top-p", type=_share, default=0.95, help="(default: 0.95)")
+    if repeat_penalty is not None:
+        one.add_argument(
+            "--repeat-penalty", type=_penalty, default=repeat_penalty, help=f"1 is none (default: {repeat_penalty})"
+        )
     one.add_argument("--seed", type=int, default=0, help="(default: 0)")
     one.add_argument("--threads", type=_positive, metavar="N", help="(default: OMP_NUM_THREADS, else all cores)")
     one.add_argument("--gpu-layers", type=int, default=0, metavar="N", help="on a GPU, -1 for all (default: 0)")
@@ -66,13 +76,20 @@ def _agent(target: argparse.ArgumentParser) -> None:
     server = "an OpenAI-compatible server, such as `acorn serve`, instead of a file; --model is then its name for one"
     target.add_argument("--server", metavar="URL", help=server)
     target.add_argument("--max-steps", type=_positive, default=8, metavar="N", help="(default: 8)")
-    _model(target)
+    _model(target, repeat_penalty=None)  # a call repeats its own braces and the task's numbers
 
 
 def _temperature(text: str) -> float:
     value = float(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text} is no temperature: 0 (greedy) or more")
+    return value
+
+
+def _penalty(text: str) -> float:
+    value = float(text)
+    if not 1 <= value <= 2:
+        raise argparse.ArgumentTypeError(f"{text} is not between 1 (none) and 2")
     return value
 
 

@@ -131,8 +131,9 @@ class Llama:
 
 
 def sampling(options: Namespace) -> dict[str, Any]:
-    """The samplers of a command line, by llama.cpp's own names."""
-    return {"temperature": options.temperature, "top_p": options.top_p, "seed": options.seed}
+    """The samplers of a command line, by llama.cpp's own names; the agent has no `repeat_penalty`."""
+    names = ("temperature", "top_p", "seed", "repeat_penalty")
+    return {name: getattr(options, name) for name in names if hasattr(options, name)}
 
 
 def _end(reply: Reply, event: dict[str, Any]) -> None:

@@ -72,7 +72,8 @@ def _newest_export(registry: Registry, model: str | None = None, name: str | Non
 
 def _file(path: Path, kind: str | None) -> Path:
     if kind is not None and path.is_dir():
-        named = [file for file in sorted(path.glob("*.gguf")) if file.stem.endswith(f"-{kind}")]
+        ends = (f"-{kind}".lower(), f".{kind}".lower())  # model-q8_0.gguf, and the hub's Model.Q8_0.gguf
+        named = [file for file in sorted(path.glob("*.gguf")) if file.stem.lower().endswith(ends)]
         if not named:
             there = ", ".join(file.name for file in sorted(path.glob("*.gguf"))) or "no .gguf file"
             raise NoModel(f"--type {kind}: {path} has {there}")

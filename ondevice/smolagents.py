@@ -20,7 +20,7 @@ from smolagents.utils import AgentGenerationError
 
 from ondevice.calls import FINAL, call_schema
 from ondevice.llama import Llama
-from ondevice.tools import ToolError, ToolSpec
+from ondevice.tools import Example, ToolError, ToolSpec
 
 PROMPT = """Solve the task step by step with tools. In each step answer with one JSON object, a call of a tool:
 {"name": "TOOL", "arguments": {...}}
@@ -28,6 +28,10 @@ You then see its result. When the task is solved, call final_answer.
 Tools:
 {% for tool in tools.values() %}- {{ tool.summary }}
 {% endfor %}"""
+
+
+EXAMPLES_CONTEXT = 2048
+"""Least context in which examples are shown: those of all six tools have about 500 tokens."""
 
 
 class AgentFailed(RuntimeError):
@@ -47,9 +51,23 @@ class Step:
 class _Constrained(Model):  # type: ignore[misc]
     """What both models share: every answer is a call by the schema of the tools."""
 
+    specs: Sequence[ToolSpec] = ()
+    examples: bool = True
+    """Whether the tools' solved tasks stand before the task: those of the first tool last, since a small model does
+    most readily what it saw last."""
+
     def prepared(self, messages: list[ChatMessage]) -> list[ChatMessage]:
         """Without the agent's own listings of past calls: they repeat what the model wrote, in another form."""
-        return [message for message in messages if message.role != MessageRole.TOOL_CALL]
+        kept = [message for message in messages if message.role != MessageRole.TOOL_CALL]
+        specs = reversed(self.specs) if self.examples else ()
+        shown = [message for spec in specs for each in spec.examples for message in _solved(spec, each)]
+        return [*kept[:1], *shown, *kept[1:]]
+
+    def schema(self, messages: list[ChatMessage]) -> dict[str, Any]:
+        """Of the next call. A model that has just made a call once more is held to its answer: the result is the
+        same, and without chance it would go on so to the last step."""
+        calls = [_text(message) for message in messages if message.role == MessageRole.ASSISTANT]
+        return call_schema([] if calls and calls[-1] in calls[:-1] else self.specs)
 
     def checked(self, answer: ChatMessage, cut: bool) -> ChatMessage:
         """`answer`. Raises AgentFailed if it was cut: half a call is none."""
@@ -61,13 +79,33 @@ class _Constrained(Model):  # type: ignore[misc]
         return answer
 
 
+def _solved(spec: ToolSpec, example: Example) -> list[ChatMessage]:
+    """A task of `spec`, its call, the result and the answer, as the agent writes them."""
+    task, arguments, result, answer = example
+
+    def said(role: MessageRole, text: str) -> ChatMessage:
+        return ChatMessage(role=role, content=[{"type": "text", "text": text}])
+
+    return [
+        said(MessageRole.USER, f"New task:\n{task}"),
+        said(MessageRole.ASSISTANT, json.dumps({"name": spec.name, "arguments": arguments})),
+        said(MessageRole.USER, f"Observation:\n{result}"),
+        said(MessageRole.ASSISTANT, json.dumps({"name": FINAL, "arguments": {"answer": answer}})),
+    ]
+
+
+def _text(message: ChatMessage) -> str:
+    content = message.content
+    return content if isinstance(content, str) else "".join(part.get("text", "") for part in content or [])
+
+
 class LocalModel(_Constrained):
     """The model of this process. What the steps have in common is prefilled once (`cached_tokens` says so)."""
 
     def __init__(self, llama: Llama, specs: Sequence[ToolSpec], max_tokens: int, options: dict[str, Any]) -> None:
         super().__init__(flatten_messages_as_text=True, model_id=llama.path.name)
-        self._llama, self._max_tokens = llama, max_tokens
-        self._options = options | {"json_schema": call_schema(specs)}
+        self._llama, self._max_tokens, self._options = llama, max_tokens, options
+        self.specs, self.examples = specs, llama.context >= EXAMPLES_CONTEXT
 
     def generate(self, messages: list[ChatMessage], **_: Any) -> ChatMessage:
         """One call. Raises AgentFailed, LlamaError, KeyboardInterrupt.
@@ -86,7 +124,8 @@ class LocalModel(_Constrained):
                 f"the task and its steps have {len(prompt)} tokens, the context {self._llama.context}: "
                 "give a larger --context, fewer tools, or a shorter task"
             )
-        reply = self._llama.complete(prompt, self._max_tokens, self._options, lambda _: None)
+        options = self._options | {"json_schema": self.schema(messages)}
+        reply = self._llama.complete(prompt, self._max_tokens, options, lambda _: None)
         if reply.finish == "interrupted":
             raise KeyboardInterrupt
         usage = TokenUsage(input_tokens=reply.prompt_tokens, output_tokens=len(reply.ids))
@@ -99,12 +138,13 @@ class ServedModel(_Constrained, OpenAIModel):  # type: ignore[misc]
 
     def __init__(self, specs: Sequence[ToolSpec], max_tokens: int, **options: Any) -> None:
         super().__init__(flatten_messages_as_text=True, retry=False, max_tokens=max_tokens, **options)
-        schema = {"name": "call", "strict": True, "schema": call_schema(specs)}
-        self._format = {"type": "json_schema", "json_schema": schema}
+        self.specs = specs
 
     def generate(self, messages: list[ChatMessage], **_: Any) -> ChatMessage:
         """One call. Raises AgentFailed, openai.OpenAIError."""
-        answer = OpenAIModel.generate(self, self.prepared(messages), response_format=self._format)
+        schema = {"name": "call", "strict": True, "schema": self.schema(messages)}
+        form = {"type": "json_schema", "json_schema": schema}
+        answer = OpenAIModel.generate(self, self.prepared(messages), response_format=form)
         return self.checked(answer, answer.raw.choices[0].finish_reason == "length")
 
 

@@ -15,6 +15,9 @@ Tell = Callable[[str], None]
 Advance = Callable[[int, int, int], None]
 MARGIN = 8
 """Tokens left over in a prompt: text tokenised inside a template may have a few more than alone."""
+SLACK = 64
+"""A rewriting may be twice its chunk and so many tokens: one that goes round in circles ends there, and not where the
+context does."""
 TITLE_GRAMMAR = 'root ::= [^ \\t\\r\\n"#*] [^\\r\\n]{1,100}'
 """One line, which starts with no quote, mark of a heading, or space."""
 TONES = {
@@ -168,7 +171,8 @@ class Rewriter:
             put(chunk[: len(chunk) - len(chunk.lstrip())])
             if body:
                 talk = Conversation(self.llama)
-                reply = talk.ask(_prompt(self.instruction, body), plan.reply_tokens, self.options, put)
+                most = min(plan.reply_tokens, 2 * self.llama.count(body) + SLACK)
+                reply = talk.ask(_prompt(self.instruction, body), most, self.options, put)
                 if reply.finish == "interrupted":
                     raise Stopped(f"stopped in chunk {number} of {len(chunks)}")
                 done.count(reply)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import math
 import operator
+import re
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -36,6 +37,9 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 }
 _SPELLINGS = str.maketrans({"^": "**", "×": "*", "·": "*", "÷": "/", "−": "-"})  # noqa: RUF001
 
+_PERCENT = re.compile(r"(?<=\d)\s*%\s*of\b")
+"""`17% of 340`, as tasks have it and small models copy it."""
+
 
 def calculate(expression: str) -> str:
     """The value of `expression`, whole numbers exact, others to 12 digits. Raises ToolError."""
@@ -43,7 +47,7 @@ def calculate(expression: str) -> str:
         raise ToolError(f"the expression has {len(expression)} characters, at most {MOST_CHARACTERS} are taken")
     try:
         with warnings.catch_warnings(action="ignore", category=SyntaxWarning):  # "1and" is refused below
-            tree = ast.parse(expression.translate(_SPELLINGS).strip(), mode="eval")
+            tree = ast.parse(_PERCENT.sub("/100*", expression.translate(_SPELLINGS)).strip(), mode="eval")
         value = _value(tree.body)
     except SyntaxError as error:
         raise ToolError(f"{expression!r} is no arithmetic expression") from error

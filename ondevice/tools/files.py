@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ondevice.tools import ToolError, ToolSpec, parameters, text
+from ondevice.tools import Example, ToolError, ToolSpec, parameters, text
 
 MOST_TEXT = 4000
 """Characters of one answer: about 1,000 tokens of a small context."""
@@ -34,15 +34,41 @@ def file_tools(folder: Path) -> list[ToolSpec]:
     path = text("a path inside the folder; . is the folder itself")
     first = {"type": "integer", "description": "the first line wanted, from 1", "minimum": 1, "maximum": 1_000_000}
     return [
-        ToolSpec("list_files", "Names and sizes of the files in a folder.", parameters(path=path), files.entries),
         ToolSpec(
-            "read_file", "The text of a file, from a line on.", parameters(path=path, first_line=first), files.read
+            "list_files",
+            "Names and sizes of the files in a folder.",
+            parameters(path=path),
+            files.entries,
+            (
+                Example(
+                    "What is in the folder?", {"path": "."}, "a.txt  120 bytes\nplan.md  80 bytes", "a.txt and plan.md"
+                ),
+            ),
+        ),
+        ToolSpec(
+            "read_file",
+            "The text of a file, from a line on.",
+            parameters(path=path, first_line=first),
+            files.read,
+            (
+                Example(
+                    "Read plan.md. When do we meet?",
+                    {"path": "plan.md", "first_line": 1},
+                    "We meet at the station on Sunday.",
+                    "on Sunday",
+                ),
+            ),
         ),
         ToolSpec(
             "search_files",
             "Lines that hold a text, in all files below a folder.",
             parameters(query=text("text to look for, case ignored", 80), path=path),
             files.search,
+            (
+                Example(
+                    "How old is Paul?", {"query": "Paul", "path": "."}, "a.txt:7: Paul is 31 years old.", "31 years"
+                ),
+            ),
         ),
     ]
 

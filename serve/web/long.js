@@ -3,6 +3,7 @@
 import { complete, count } from "./api.js";
 
 const MARGIN = 48; // tokens of a chat template around a prompt, and of what tokenises otherwise inside it
+const SLACK = 64; // tokens: a rewriting may be twice its chunk and so many, and ends there if it goes round in circles
 const BORDERS = [/\n[ \t]*\n\s*/g, /\n\s*/g, /[.!?…]["')\]]*\s+|[。！？]/g, /\s+/g];
 const SUMMARY = {
   whole: "Summarize the following text in a few sentences.",
@@ -102,7 +103,8 @@ export async function rewrite(text, tone, context, show, signal) {
   for (const [index, chunk] of chunks.entries()) {
     const body = chunk.trim();
     if (body) {
-      const done = await ask(instruction, body, room - budget, show, signal);
+      const most = Math.min(room - budget, 2 * await count(body, signal) + SLACK);
+      const done = await ask(instruction, body, most, show, signal);
       if (done.finish === "length") cut.push(index + 1);
       show.text(chunk.slice(chunk.trimEnd().length));
     }

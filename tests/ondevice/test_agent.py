@@ -114,12 +114,35 @@ def test_the_agent_uses_tools_and_shows_every_step(typed: Typed, scripted: Scrip
     schema = scripted.asked[0]["response_format"]["json_schema"]["schema"]
     names = [branch["properties"]["name"]["const"] for branch in schema["anyOf"]]
     assert names == [
-        "time", "calculator", "convert_units", "list_files", "read_file", "search_files", "final_answer"
+        "calculator", "convert_units", "time", "list_files", "read_file", "search_files", "final_answer"
     ]  # fmt: skip
     assert "tools" not in scripted.asked[0] and "stop" not in scripted.asked[0]
-    roles = [message["role"] for message in scripted.asked[2]["messages"]]
-    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
-    assert scripted.asked[2]["messages"][4]["content"] == call("calculator", expression="16*3")[0]
+    solved = ["user", "assistant", "user", "assistant"] * 7  # examples of the six tools
+    messages = scripted.asked[2]["messages"]
+    assert [message["role"] for message in messages] == [
+        "system", *solved, "user", "assistant", "user", "assistant", "user"
+    ]  # fmt: skip
+    assert messages[-2]["content"] == call("calculator", expression="16*3")[0]
+
+
+def test_after_a_call_is_repeated_only_the_answer_is_left(typed: Typed, scripted: Scripted) -> None:
+    again = call("calculator", expression="16*3")
+    scripted.answers = [again, again, call("final_answer", answer="48")]
+    code, out, _ = typed("agent", "?", "--server", scripted.url)
+    assert (code, out) == (0, "48\n")
+    schemas = [asked["response_format"]["json_schema"]["schema"] for asked in scripted.asked]
+    assert [len(schema["anyOf"]) for schema in schemas] == [4, 4, 1]
+    assert schemas[2]["anyOf"][0]["properties"]["name"] == {"const": "final_answer"}
+
+
+def test_what_the_examples_call_is_what_the_tools_take(tmp_path: Path) -> None:
+    for spec in builtin_tools(tmp_path):
+        assert spec.examples
+        for example in spec.examples:
+            assert list(example.arguments) == spec.parameters["required"]
+            if spec.name in ("calculator", "convert_units"):
+                assert spec.call(**example.arguments) == example.result
+                assert example.answer.split()[0] in example.result
 
 
 def test_an_error_of_a_tool_goes_back_to_the_model_in_its_own_words(typed: Typed, scripted: Scripted) -> None:
@@ -154,7 +177,7 @@ def test_options_of_a_file_are_refused_with_a_server(typed: Typed) -> None:
     assert code == 1 and "--server http://127.0.0.1:9" in err
 
 
-def test_a_random_model_can_only_make_valid_calls(gguf: Path) -> None:
+def test_a_random_model_can_only_make_valid_calls(gguf: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from ondevice.smolagents import LocalModel, run_agent
 
     called: list[dict[str, Any]] = []
@@ -169,7 +192,9 @@ def test_a_random_model_can_only_make_valid_calls(gguf: Path) -> None:
     with Llama(gguf / "tiny-f16.gguf", 2048) as llama:
         for seed in range(6):
             model = LocalModel(llama, [spec], 300, {"temperature": 1.5, "seed": seed})
-            model._options["json_schema"]["anyOf"].pop()  # no way to end: each step must be a call
+            endless = call_schema([spec])
+            endless["anyOf"].pop()  # no way to end: each step must be a call
+            monkeypatch.setattr(model, "schema", lambda _, endless=endless: endless)
             steps = []
             with pytest.raises(RuntimeError, match="no answer in 2 steps"):
                 steps += run_agent("go", [spec], model, 2)
@@ -250,5 +275,5 @@ def test_an_mcp_server_that_does_not_start_is_named_with_what_it_said() -> None:
 def test_two_tools_of_one_name_are_refused(typed: Typed, tmp_path: Path) -> None:
     from ondevice.agent import distinct
 
-    with pytest.raises(ValueError, match="two tools are named time"):
+    with pytest.raises(ValueError, match="two tools are named calculator"):
         distinct([*builtin_tools(None), *builtin_tools(None)[:1]])

@@ -76,6 +76,23 @@ def test_rewriting_keeps_the_paragraphs_and_says_which_chunks_were_cut(typed: Ty
     assert code == int(bool(found["cut_chunks"])) == int(found["finish_reason"] == "length")
 
 
+def test_a_rewriting_that_does_not_end_is_cut_at_twice_its_chunk(
+    typed: Typed, gguf: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ondevice.llama import Llama, Reply
+
+    limits: list[int] = []
+
+    def complete(self: Llama, prompt: object, most: int, *_: object) -> Reply:
+        limits.append(most)
+        return Reply("again", [1], "length")
+
+    monkeypatch.setattr(Llama, "complete", complete)
+    code, out, _ = typed("rewrite", "-", "--model", str(gguf), "--json", stdin="Tom has keys.")
+    assert code == 1 and json.loads(out)["cut_chunks"] == [1]
+    assert 64 < limits[0] < 64 + 2 * len("Tom has keys.") + 1  # of a context of 4,096
+
+
 def test_a_title_is_one_line(typed: Typed, gguf: Path) -> None:
     for seed in ("1", "2"):
         options = ["--model", str(gguf), "--temperature", "1", "--seed", seed, "--json"]
@@ -84,7 +101,10 @@ def test_a_title_is_one_line(typed: Typed, gguf: Path) -> None:
         assert title and "\n" not in title and title[0] not in '"#* '
 
 
-@pytest.mark.parametrize(("option", "value"), [("--temperature", "-1"), ("--temperature", "nan"), ("--top-p", "0")])
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--temperature", "-1"), ("--temperature", "nan"), ("--top-p", "0"), ("--repeat-penalty", "0")],
+)
 def test_a_sampler_s_setting_that_means_nothing_is_refused(typed: Typed, option: str, value: str) -> None:
     with pytest.raises(SystemExit, match="2"):
         typed("chat", "a", option, value)

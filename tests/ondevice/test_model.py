@@ -89,6 +89,13 @@ def test_what_is_no_model_is_refused_with_what_to_do(name: str, kind: str | None
         find_model(name, kind, str(home))
 
 
+def test_a_type_is_found_as_the_hub_spells_it(gguf: Path, tmp_path: Path) -> None:
+    for name in ("Smol-135M.Q4_1.gguf", "Smol-135M-Q8_0.gguf"):
+        shutil.copyfile(gguf / "tiny-f16.gguf", tmp_path / name)
+    assert find_model(str(tmp_path), "q4_1", None).path.name == "Smol-135M.Q4_1.gguf"
+    assert find_model(str(tmp_path), "Q8_0", None).path.name == "Smol-135M-Q8_0.gguf"
+
+
 def test_an_empty_registry_says_how_to_get_a_model(tmp_path: Path) -> None:
     with pytest.raises(NoModel, match=r"no gguf artifact is under .*--model FILE\.gguf"):
         find_model(None, None, str(tmp_path / "none"))

@@ -28,6 +28,7 @@ from ondevice.tools.units import convert
         ("round(pi, 3) + abs(-1)", "4.142"),
         ("factorial(20)", "2432902008176640000"),
         ("2**200", str(2**200)),
+        ("17% of 340 + 1", "58.8"),
         ("max(1, min(2, 3))", "2"),
     ],
 )  # fmt: skip
