@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -32,6 +33,19 @@ from registry import Registry, RegistryError
 console = Console(stderr=True, highlight=False)
 
 
+_ELSEWHERE = "name a place that can be written to: --home or ACORN_HOME for the registry, else the command's own option"
+_REMEDIES = {
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.ENOTDIR: _ELSEWHERE,
+    errno.EISDIR: "name a file",
+    errno.ENOSPC: "free some space, or name a place on another disk",
+    errno.EDQUOT: "free some space, or name a place on another disk",
+}
+"""What to do about what the disk refuses; any other OSError is a fault of ours and keeps its traceback."""
+
+
 def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
     """Run a command; known failures become a sentence and exit code 1, an interruption 130 (SIGTERM: 143)."""
     before = signal.signal(signal.SIGTERM, _on_sigterm)
@@ -41,6 +55,11 @@ def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
         console.print(tables.faults(error.faults))
     except (MissingInput, StepFailed, RegistryError, FileNotFoundError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        told = f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
+        console.print(f"[red]error:[/] {escape(told)}", soft_wrap=True)
     except KeyboardInterrupt as stopped:
         again = f"The same command goes on from here: {escape(_as_typed())}"
         console.print(
@@ -129,6 +148,15 @@ def pretrain(options: Namespace) -> int:
 
     import_original(Path(options.original), None if options.out is None else Path(options.out), console)
     return 0
+
+
+def export(options: Namespace) -> int:
+    """A recipe's exports, or a model folder as GGUF files and a release."""
+    if not Path(options.recipe).expanduser().is_dir():
+        return stage(options)
+    from acorn.exporting import export_folder
+
+    return export_folder(options, tell, Console())
 
 
 def search(options: Namespace) -> int:

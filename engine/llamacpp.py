@@ -15,7 +15,6 @@ characters has no text: then tokens come in chunks of 16, and up to 15 are drawn
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -65,7 +64,7 @@ class LlamaCppEngine(ResubmitEngine):
             slots=slots,
             context=context,
             most_context=MOST_CONTEXT,
-            threads=threads or _default_threads(),
+            threads=threads,
             exact=exact,
             gpu_layers=gpu_layers,
         )
@@ -284,9 +283,3 @@ def _row(ids: Sequence[int]) -> np.ndarray:
 
 def _top(entry: dict[str, Any], count: int) -> list[tuple[int, float]]:
     return [(int(each["id"]), float(each["logprob"])) for each in entry["top_logprobs"][:count]]
-
-
-def _default_threads() -> int:
-    if given := os.environ.get("OMP_NUM_THREADS"):
-        return max(1, int(given.split(",")[0]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

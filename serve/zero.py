@@ -93,7 +93,8 @@ def choose(
             choice.reasons["verifier"] = "not loaded, and search is off: llama.cpp has none; serve the model folder"
     else:
         if not (path / "config.json").exists():
-            raise ValueError(f"{path} cannot be served with engine {choice.wishes.engine}: it holds no config.json")
+            engine = f"--engine {choice.wishes.engine}: " if choice.wishes.engine else ""
+            raise ValueError(f"{engine}{path} is no model folder (it holds no config.json), nor one with a GGUF file")
         settings = _torch(choice, path, verifier)
     settled = {"torch": SETTLED, "vllm": ("kv_tokens",)}.get(settings.engine, ())
     settings = replace(settings, unsettled=tuple(name for name in settled if name not in choice.fixed))

@@ -86,3 +86,24 @@ def test_doctor_lists_the_machine_and_the_libraries(capsys: pytest.CaptureFixtur
     assert main(["--home", str(home), "doctor"]) == 0
     said = capsys.readouterr().out
     assert "nanotron" in said and "cores" in said
+
+
+def test_an_empty_registry_says_so_and_how_to_name_another(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path
+) -> None:
+    said = say(capsys, tmp_path / "none", "show", "quickstart/sft", code=1)
+    assert "nothing is yet: run a recipe" in said and "ACORN_HOME" in said
+    assert "`acorn artifacts ls`" in say(capsys, home, "show", "zzzz", code=1)
+
+
+def test_a_folder_in_place_of_a_recipe_is_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--home", str(tmp_path / "home"), "run", str(tmp_path)]) == 1
+    assert "a folder; name a recipe's file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_registry_that_cannot_be_written_is_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way of a folder")
+    path = write(tmp_path, GOOD)
+    assert main(["--home", str(tmp_path / "file"), "run", str(path), "--only", "corpus"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Not a directory" in said and "ACORN_HOME" in said
