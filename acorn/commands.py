@@ -61,14 +61,22 @@ def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
         told = f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
         console.print(f"[red]error:[/] {escape(told)}", soft_wrap=True)
     except KeyboardInterrupt as stopped:
-        again = f"The same command goes on from here: {escape(_as_typed())}"
-        console.print(
-            f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept. {again}", soft_wrap=True
+        again = (
+            f" Finished steps are in the registry, the others kept. The same command goes on from here: {_as_typed()}"
         )
+        console.print(f"\n[yellow]Interrupted.[/]{escape(again) if _builds(options) else ''}", soft_wrap=True)
         return 143 if isinstance(stopped, Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
     return 1
+
+
+def _builds(options: Namespace) -> bool:
+    """Whether a command brings artifacts about, so that there is something to go on from."""
+    handler = getattr(options, "handler", "stage")
+    return handler in ("run", "stage", "pretrain", "export", "scale") or (
+        handler == "search" and options.prompt is None
+    )
 
 
 def _as_typed() -> str:

@@ -1,6 +1,6 @@
 """No flags: what a server needs to know, from the model's files and the machine, before anything is loaded.
 
-`choose` looks at tensor sizes, the config and what memory and cores there are (`serve.sizes`, `serve.limits`), and
+`choose` looks at tensor sizes, the config and what memory and cores there are (`serve.sizes`, `engine.limits`), and
 refuses what cannot fit while that costs nothing. What only a clock can say (dtype on a CPU, chunk, rows) it sets to
 careful values, which the worker replaces once it has the model (`serve.probe`). A choice has its value and one sentence
 of why; what the user fixed by a flag is taken over, and then only checked.
