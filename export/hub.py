@@ -58,10 +58,12 @@ def _verify(folder: Path, names: list[str], there: dict[str, Any]) -> None:
     sums = read_sums(folder)
     for name in names:
         entry = there.get(name)
-        raw = None if name in sums and entry is not None and entry.lfs else (folder / name).read_bytes()
         if entry is None:
             raise PushError(f"the hub does not list {name}; push again")
-        same = entry.lfs.sha256 == sums[name] if raw is None else entry.blob_id == _git_blob(raw)
+        if entry.lfs and name in sums:  # SHA256SUMS itself is in no sums
+            same = entry.lfs.sha256 == sums[name]
+        else:
+            same = entry.blob_id == _git_blob((folder / name).read_bytes())
         if not same:
             raise PushError(f"{name} on the hub is not what was sent; push again")
 
