@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from acorn.__main__ import main
+from acorn.commands import guarded
 from tests.acorn.test_recipe import GOOD, write
 
 
@@ -107,3 +109,13 @@ def test_a_registry_that_cannot_be_written_is_a_sentence(capsys: pytest.CaptureF
     assert main(["--home", str(tmp_path / "file"), "run", str(path), "--only", "corpus"]) == 1
     said = " ".join(capsys.readouterr().err.split())
     assert "Not a directory" in said and "ACORN_HOME" in said
+
+
+def test_only_a_command_that_builds_says_that_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(options: Namespace) -> int:
+        raise KeyboardInterrupt
+
+    assert guarded(stopped, Namespace(handler="search", prompt="Tom has 16 keys.")) == 130
+    assert "goes on" not in capsys.readouterr().err
+    assert guarded(stopped, Namespace(handler="search", prompt=None)) == 130
+    assert "goes on from here" in " ".join(capsys.readouterr().err.split())
