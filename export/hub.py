@@ -18,7 +18,7 @@ def push_to_hub(folder: Path, target: str, private: bool) -> str:
     for a file that differs.
     """
     # HTTPError is its HTTP library's, by whatever name that goes: the network's errors, and the hub's own.
-    from huggingface_hub.errors import HFValidationError, HTTPError
+    from huggingface_hub.errors import HFValidationError, HTTPError  # type: ignore[attr-defined]
 
     repo, _, revision = target.strip("/").partition("@")
     if repo.count("/") != 1:
