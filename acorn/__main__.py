@@ -21,7 +21,7 @@ STAGE_COMMANDS = {
     "prm": "process reward model",
     "eval": "evaluation (lighteval)",
     "search": "test-time search; with --prompt a model thinks about one problem",
-    "export": "GGUF, an answer through llama.cpp, a folder to hand out",
+    "export": "GGUF, an answer through llama.cpp, a folder to hand out; of a recipe, or of a model folder",
 }
 
 
@@ -61,6 +61,8 @@ def parser() -> argparse.ArgumentParser:
             _thinking(stage)
         if name == "pretrain":
             _importing(stage)
+        if name == "export":
+            stage.set_defaults(handler="export")
 
     ondevice.add_commands(commands)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shlex
@@ -32,6 +33,19 @@ from registry import Registry, RegistryError
 console = Console(stderr=True, highlight=False)
 
 
+_ELSEWHERE = "name a place that can be written to: --home or ACORN_HOME for the registry, else the command's own option"
+_REMEDIES = {
+    errno.EACCES: _ELSEWHERE,
+    errno.EPERM: _ELSEWHERE,
+    errno.EROFS: _ELSEWHERE,
+    errno.ENOTDIR: _ELSEWHERE,
+    errno.EISDIR: "name a file",
+    errno.ENOSPC: "free some space, or name a place on another disk",
+    errno.EDQUOT: "free some space, or name a place on another disk",
+}
+"""What to do about what the disk refuses; any other OSError is a fault of ours and keeps its traceback."""
+
+
 def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
     """Run a command; known failures become a sentence and exit code 1, an interruption 130 (SIGTERM: 143)."""
     before = signal.signal(signal.SIGTERM, _on_sigterm)
@@ -41,15 +55,28 @@ def guarded(handler: Callable[[Namespace], int], options: Namespace) -> int:
         console.print(tables.faults(error.faults))
     except (MissingInput, StepFailed, RegistryError, FileNotFoundError) as error:
         console.print(f"[red]error:[/] {escape(str(error))}", soft_wrap=True)
+    except OSError as error:
+        if error.errno not in _REMEDIES:
+            raise
+        told = f"{error.filename or 'a file'}: {error.strerror}; {_REMEDIES[error.errno]}"
+        console.print(f"[red]error:[/] {escape(told)}", soft_wrap=True)
     except KeyboardInterrupt as stopped:
-        again = f"The same command goes on from here: {escape(_as_typed())}"
-        console.print(
-            f"\n[yellow]Interrupted.[/] Finished steps are in the registry, the others kept. {again}", soft_wrap=True
+        again = (
+            f" Finished steps are in the registry, the others kept. The same command goes on from here: {_as_typed()}"
         )
+        console.print(f"\n[yellow]Interrupted.[/]{escape(again) if _builds(options) else ''}", soft_wrap=True)
         return 143 if isinstance(stopped, Terminated) else 130
     finally:
         signal.signal(signal.SIGTERM, before)
     return 1
+
+
+def _builds(options: Namespace) -> bool:
+    """Whether a command brings artifacts about, so that there is something to go on from."""
+    handler = getattr(options, "handler", "stage")
+    return handler in ("run", "stage", "pretrain", "export", "scale") or (
+        handler == "search" and options.prompt is None
+    )
 
 
 def _as_typed() -> str:
@@ -129,6 +156,15 @@ def pretrain(options: Namespace) -> int:
 
     import_original(Path(options.original), None if options.out is None else Path(options.out), console)
     return 0
+
+
+def export(options: Namespace) -> int:
+    """A recipe's exports, or a model folder as GGUF files and a release."""
+    if not Path(options.recipe).expanduser().is_dir():
+        return stage(options)
+    from acorn.exporting import export_folder
+
+    return export_folder(options, tell, Console())
 
 
 def search(options: Namespace) -> int:

@@ -63,6 +63,8 @@ def load_yaml(path: Path) -> tuple[dict[str, Any], Positions]:
         root = yaml.compose(text, Loader=Loader)
     except FileNotFoundError as error:
         raise MalformedYaml(str(path), "no such file") from error
+    except IsADirectoryError as error:
+        raise MalformedYaml(str(path), "a folder; name a recipe's file, such as configs/smoke.yaml") from error
     except OSError as error:
         raise MalformedYaml(str(path), f"cannot be read: {error.strerror}") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:

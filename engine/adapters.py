@@ -5,6 +5,7 @@ Nothing but the chosen adapter is imported.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -54,9 +55,15 @@ def find_gguf(path: Path) -> Path | None:
         return path
     files = sorted(path.glob("*.gguf"))
     for kind in PREFERRED:
-        named = [file for file in files if file.stem.endswith(f"-{kind}")]
+        named = [file for file in files if is_named(file, kind)]
         if len(named) == 1:
             return named[0]
     if len(files) > 1:
         raise ValueError(f"{path} holds several GGUF files: {', '.join(file.name for file in files)}; name one of them")
     return files[0] if files else None
+
+
+def is_named(file: Path, kind: str) -> bool:
+    """Whether a GGUF file says in its name that it is of type `kind`: `model-q8_0.gguf`, and as hubs and releases have
+    it, `model-Q8_0.gguf` or `model.Q8_0.gguf`."""
+    return re.search(f"[-.]{re.escape(kind)}$", file.stem, re.IGNORECASE) is not None

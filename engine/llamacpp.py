@@ -13,7 +13,6 @@ How stop sequences of ids are kept, see `engine.llamaslots`; what is drawn too m
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -56,7 +55,7 @@ class LlamaCppEngine(ResubmitEngine):
             slots=slots,
             context=context,
             most_context=MOST_CONTEXT,
-            threads=threads or _default_threads(),
+            threads=threads,
             exact=exact,
             gpu_layers=gpu_layers,
         )
@@ -103,9 +102,3 @@ class LlamaCppEngine(ResubmitEngine):
             usage = add_usage(done[index].usage, requests[index].spent(ran, 0))
             done[index] = replace(done[index], usage=usage)
         return done
-
-
-def _default_threads() -> int:
-    if given := os.environ.get("OMP_NUM_THREADS"):
-        return max(1, int(given.split(",")[0]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -36,8 +36,9 @@ class Interrupted(LlamaError):
 class LlamaServer:
     """One GGUF with `slots` slots of `context` tokens each.
 
-    `context`: 0 for the model's own, at most `most_context`. `special`: whether special tokens have a text; without,
-    the server stops at none but end tokens. Raises LlamaError if the file cannot be loaded.
+    `context`: 0 for the model's own, at most `most_context`. `threads`: default OMP_NUM_THREADS, else the cores of this
+    process. `special`: whether special tokens have a text; without, the server stops at none but end tokens. Raises
+    LlamaError if the file cannot be loaded.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class LlamaServer:
         slots: int,
         context: int,
         most_context: int,
-        threads: int,
+        threads: int | None,
         exact: bool,
         gpu_layers: int,
         special: bool = True,
@@ -60,7 +61,7 @@ class LlamaServer:
             prefix="acorn-llama-", dir=shared if os.access(shared, os.W_OK) else None
         )
         self._socket = str(Path(self._folder.name) / "server.sock")
-        params = _params(path, slots, self.context, threads, exact, gpu_layers)
+        params = _params(path, slots, self.context, threads or _default_threads(), exact, gpu_layers)
         params.hostnames = [self._socket]
         params.slot_save_path = self._folder.name + "/"
         params.special = special
@@ -203,6 +204,12 @@ def _trained_context(path: Path) -> int:
         raise LlamaError(str(error)) from error
     except OSError as error:
         raise LlamaError(f"{path} is no GGUF model that can be read: {error.strerror}") from error
+
+
+def _default_threads() -> int:
+    if given := os.environ.get("OMP_NUM_THREADS"):
+        return max(1, int(given.split(",")[0]))
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _params(path: Path, slots: int, context: int, threads: int, exact: bool, gpu_layers: int) -> Any:

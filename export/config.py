@@ -1,4 +1,4 @@
-"""Config of the export stages: `gguf` (write and prove) and `answer` (ask the exported file)."""
+"""Config of the export stages: `gguf` (write and prove), `answer` (ask the exported file), `release` (hand it out)."""
 
 from __future__ import annotations
 
@@ -157,7 +157,7 @@ class ReleaseExecution(Execution):
 
 
 class LlamaCppExecution(Execution):
-    """Execution of both stages. `device`: where the Hugging Face model runs, and whether llama.cpp may use a GPU."""
+    """Of `gguf` and `answer`. `device`: where the Hugging Face model runs, and whether llama.cpp may use a GPU."""
 
     threads: int | None = Field(default=None, ge=1)
     """llama.cpp's threads; default: OMP_NUM_THREADS, else the cores of this process."""

@@ -82,7 +82,7 @@ def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str], thre
             for tensor in tensors:
                 _write_tensor(writer, pieces, _bytes(tensor))
     writer.close()
-    return _measure(path, [(tensor.type.name, _count(tensor.shape), _bytes(tensor)) for tensor in tensors])
+    return _measure(path, [(tensor.type.name, math.prod(tensor.shape), _bytes(tensor)) for tensor in tensors])
 
 
 def _read(weights: Weights, tensor: _Tensor, factors: torch.Tensor | None) -> torch.Tensor:
@@ -281,14 +281,7 @@ def _bytes(tensor: _Tensor) -> int:
     import gguf
 
     block, size = gguf.GGML_QUANT_SIZES[tensor.type]
-    return int(_count(tensor.shape) // block * size)
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
+    return int(math.prod(tensor.shape) // block * size)
 
 
 def _add_metadata(writer: Any, shape: LlamaShape, vocabulary: Vocabulary, kind: str, general: dict[str, str]) -> None:

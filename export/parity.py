@@ -117,7 +117,9 @@ def distribution_parity(
     count = min(proof.probabilities, held_out.logprobs.shape[1])
     kls, agree, spread, missing, losses = [], [], [], [], []
     work = zip(held_out.prefixes, held_out.logprobs, strict=True)
-    for (index, length), expected in tqdm(work, desc=f"{kind} against fp32", total=len(held_out.prefixes), leave=False):
+    for (index, length), expected in tqdm(
+        work, desc=f"{kind} against fp32", total=len(held_out.prefixes), leave=False, disable=None
+    ):
         sequence = held_out.sequences[index]
         ids, logprobs = llama.next_logprobs(sequence[:length], count)
         found = np.maximum(np.array(logprobs), _LOWEST)

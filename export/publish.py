@@ -77,11 +77,17 @@ def read_sums(folder: Path) -> dict[str, str]:
 
 
 def push_to_url(folder: Path, url: str) -> str:
-    """Copy the release to an fsspec URL, data first; returns the URL. PushError for a file that arrives wrong."""
+    """Copy the release to an fsspec URL, data first; returns the URL.
+
+    Raises PushError for a kind of URL that is unknown or lacks its library, and for a file that arrives wrong.
+    """
     from fsspec.core import url_to_fs
     from tqdm import tqdm
 
-    fs, root = url_to_fs(url.rstrip("/"))
+    try:
+        fs, root = url_to_fs(url.rstrip("/"))
+    except (ImportError, ValueError) as error:  # fsspec says which package there is for it, or that there is none
+        raise PushError(f"{url}: {error}") from error
     sums = read_sums(folder)
     own = (folder / SUMS).read_bytes()
     last = posixpath.join(root, SUMS)

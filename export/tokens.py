@@ -125,7 +125,7 @@ def _compare(what: str, texts: list[str], encode: Encode, llama: LlamaCpp, vocab
     expected = encode(texts)
     control = next((i for i, kind in enumerate(vocabulary.types) if kind == _CONTROL), None)
     between = None if control is None else vocabulary.tokens[control]
-    for start, stop in tqdm(list(_batches(texts)), desc=what, leave=False):
+    for start, stop in tqdm(list(_batches(texts)), desc=what, leave=False, disable=None):
         if between is not None:
             ids = [token for one in expected[start:stop] for token in (*one, control)]
             if llama.tokenize(between.join(texts[start:stop])) == ids[:-1]:

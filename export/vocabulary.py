@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from export.huggingface import ExportError, read_json
+from export.huggingface import ExportError, read_json, read_shape
 
 MAX_PADDING = 512
 """Rows of the embedding beyond the tokenizer that are taken for padding; more means the wrong tokenizer."""
@@ -41,6 +41,18 @@ class Vocabulary:
     chat_template: str
 
 
+NO_TEMPLATE = "a GGUF without one cannot be chatted with: put the model's chat template into chat_template.jinja there"
+
+
+def refuse_unsuitable(model: Path) -> None:
+    """Raise ExportError for a folder whose shape or tokenizer cannot be exported; its weights are not looked at."""
+    rows = read_shape(model).rows
+    template = read_json(model / "tokenizer_config.json").get("chat_template")
+    if not (model / "chat_template.jinja").is_file() and not isinstance(template, str):
+        raise ExportError(f"it has no chat template, and {NO_TEMPLATE}")
+    make_vocabulary(read_json(model / "tokenizer.json"), "", rows)
+
+
 def read_vocabulary(model: Path, rows: int) -> Vocabulary:
     """Vocabulary of the model folder for an embedding of `rows` rows.
 
@@ -49,7 +61,7 @@ def read_vocabulary(model: Path, rows: int) -> Vocabulary:
     """
     template = model / "chat_template.jinja"
     if not template.is_file():
-        raise ExportError(f"chat_template.jinja is missing from {model}: a GGUF without one cannot be chatted with")
+        raise ExportError(f"chat_template.jinja is missing from {model}, and {NO_TEMPLATE}")
     found = make_vocabulary(read_json(model / "tokenizer.json"), template.read_text(encoding="utf-8"), rows)
     ids = {token: index for index, token in enumerate(found.tokens)}
     return replace(found, special_ids=_special_ids(model, ids))

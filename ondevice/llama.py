@@ -8,7 +8,6 @@ from them is prefilled only from where it differs, and `Reply.cached_tokens` say
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from argparse import Namespace
 from collections.abc import Callable
@@ -60,7 +59,7 @@ class Llama:
             slots=1,
             context=context,
             most_context=context,
-            threads=threads or _default_threads(),
+            threads=threads,
             exact=False,
             gpu_layers=gpu_layers,
             special=False,  # else the token that ends a turn would be a part of the reply's text
@@ -142,9 +141,3 @@ def _end(reply: Reply, event: dict[str, Any]) -> None:
     reply.whole = len(reply.ids) == int(event["tokens_predicted"])
     if event["stop_type"] == "eos" and reply.ids:
         reply.ids.pop()  # drawn, but the next turn's rendering brings it
-
-
-def _default_threads() -> int:
-    if given := os.environ.get("OMP_NUM_THREADS"):
-        return max(1, int(given.split(",")[0]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

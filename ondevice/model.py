@@ -1,8 +1,8 @@
 """Which GGUF file a command runs, and with how much context.
 
-A model is named by a file, a folder, a ref or a key of the registry; a `model` artifact stands for the newest export
-made of it. Without a name it is the newest `gguf` artifact of the registry. The registry is imported only if it is
-asked (0.1 s).
+A model is named by a file, a folder, a ref or a key of the registry (of a `gguf` or a `release`); a `model` artifact
+stands for the newest export made of it. Without a name it is the newest `gguf` artifact of the registry. The registry
+is imported only if it is asked (0.1 s).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from engine.adapters import find_gguf
+from engine.adapters import find_gguf, is_named
 from engine.header import Header
 from engine.limits import ram
 
@@ -23,7 +23,7 @@ MOST_CONTEXT = 16_384
 """Tokens of context unless more are asked for: llama.cpp writes zeros over the whole cache before it answers."""
 MEMORY_SHARE = 4
 """The cache takes at most one part in so many of the free memory."""
-_EXPORT = "export a model first (a recipe's gguf step), or give --model FILE.gguf"
+_EXPORT = "export a model first (`acorn export FOLDER`, or a recipe's gguf step), or give --model FILE.gguf"
 
 
 class NoModel(FileNotFoundError):
@@ -54,7 +54,7 @@ def _find_artifact(registry: Registry, name: str | None, kind: str | None) -> Fo
     artifact = registry.get(_newest_export(registry) if name is None else name)
     if artifact.kind == "model":
         artifact = registry.get(_newest_export(registry, artifact.key, name))
-    if artifact.kind != "gguf":
+    if artifact.kind not in ("gguf", "release"):
         raise NoModel(f"{name} is a {artifact.kind}, which answers nothing: {_EXPORT}")
     refs = [ref for ref, named in registry.refs().items() if named == artifact.key]
     return Found(_file(artifact.path, kind), refs[0] if refs else artifact.key)
@@ -72,8 +72,7 @@ def _newest_export(registry: Registry, model: str | None = None, name: str | Non
 
 def _file(path: Path, kind: str | None) -> Path:
     if kind is not None and path.is_dir():
-        ends = (f"-{kind}".lower(), f".{kind}".lower())  # model-q8_0.gguf, and the hub's Model.Q8_0.gguf
-        named = [file for file in sorted(path.glob("*.gguf")) if file.stem.lower().endswith(ends)]
+        named = [file for file in sorted(path.glob("*.gguf")) if is_named(file, kind)]
         if not named:
             there = ", ".join(file.name for file in sorted(path.glob("*.gguf"))) or "no .gguf file"
             raise NoModel(f"--type {kind}: {path} has {there}")

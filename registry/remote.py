@@ -36,13 +36,16 @@ _CHUNK = 1 << 20
 
 
 class _Remote:
-    """Small files and paths at one URL."""
+    """Small files and paths at one URL. Raises RegistryError for a kind of URL that fsspec cannot open here."""
 
     def __init__(self, url: str) -> None:
         from fsspec.core import url_to_fs
 
         self.url = url.rstrip("/")
-        self.fs, self.root = url_to_fs(self.url)
+        try:
+            self.fs, self.root = url_to_fs(self.url)
+        except (ImportError, ValueError) as error:  # fsspec says which package there is for it, or that there is none
+            raise RegistryError(f"{url}: {error}") from error
 
     def path(self, *parts: str) -> str:
         return posixpath.join(self.root, *parts)

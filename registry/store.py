@@ -116,7 +116,7 @@ class Registry:
             raise UnknownArtifact(
                 f"{name!r} is the start of {len(matches)} keys: {', '.join(matches[:5])}; give more digits"
             )
-        raise UnknownArtifact(f"no artifact, ref or key prefix {name!r} under {self.home}{self._refs.hint(name)}")
+        raise UnknownArtifact(f"no artifact, ref or key prefix {name!r} under {self.home}{self._advice(name)}")
 
     def keys(self) -> list[str]:
         """Keys of all published artifacts, sorted."""
@@ -259,6 +259,12 @@ class Registry:
             self.index.remember_verified(manifest.key, manifest_sha256, _stamp(files))
 
     # checking
+
+    def _advice(self, name: str) -> str:
+        """What to do about a name that nothing has: the nearest refs, or where to look."""
+        if not self.keys():
+            return ", where nothing is yet: run a recipe, or name another registry with --home or ACORN_HOME"
+        return self._refs.hint(name) or "; `acorn artifacts ls` lists what is there"
 
     def _read_raw(self, key: str) -> bytes | None:
         folder = self.artifacts_folder / key

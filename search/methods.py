@@ -120,10 +120,18 @@ def begin(
 
 def check(entry: Entry, options: Options, has_verifier: bool, setup: Setup) -> None:
     """Raise ValueError, before any work, for a method that cannot run."""
+    check_verifier(entry, options.name, has_verifier)
+    setup.budget.refuse_if_impossible(options.title, entry.scored)
+
+
+def check_verifier(entry: Entry, method: str, has_verifier: bool) -> None:
+    """Raise ValueError for a method that scores and has nothing to score with."""
     if entry.scored and not has_verifier:
         unscored = ", ".join(name for name, other in METHODS.items() if not other.scored)
-        raise ValueError(f"{options.name} needs a process reward model: give the role `prm`, or use one of {unscored}")
-    setup.budget.refuse_if_impossible(options.title, entry.scored)
+        raise ValueError(
+            f"{method} needs a process reward model, and none was trained for this model: give one (--prm, or a "
+            f"step's input `prm`), or use one of {unscored}"
+        )
 
 
 def check_room(prompts: Sequence[Sequence[int]], context: int) -> None:

@@ -18,7 +18,7 @@ from acorn.answers import Answers
 from engine.interface import Sampling
 from search.budget import Budget, Spent
 from search.config import SamplingConfig
-from search.methods import METHODS, search, seed_of
+from search.methods import METHODS, check_verifier, search, seed_of
 from search.problems import encode
 from search.run import load_models, load_tokenizer
 from search.setup import Setup
@@ -65,6 +65,7 @@ def solve(
     chosen = entry.options.model_validate(dict(options or {}) | {"name": method})
     limits = Budget(max_tokens, max_step_tokens, budget)
     limits.refuse_if_impossible(method, entry.scored)
+    check_verifier(entry, method, prm_folder is not None)  # before the model is loaded
     tokenizer = load_tokenizer(model_folder)
     splitter = StepSplitter(tokenizer, step_delimiter)
     prompt_ids = encode(tokenizer, prompt, form)

@@ -13,7 +13,6 @@ from rich.console import Console
 
 from acorn.launch import StepFailed
 from acorn.thinking import model_folder, trained_verifier
-from engine.adapters import find_gguf
 from registry import Registry, UnknownArtifact
 from serve.app import create_app
 from serve.gate import is_loopback
@@ -23,6 +22,8 @@ from serve.supervisor import BEAT, WorkerDied
 from serve.zero import choose, show
 
 KEY_VARIABLE = "ACORN_API_KEY"
+SERVED = ("model", "gguf", "release")
+"""Kinds of artifacts with a model in them."""
 _M_MMAP_THRESHOLD = -3
 """Of malloc.h."""
 
@@ -98,7 +99,10 @@ def network_of(options: Namespace) -> Network:
 
 
 def find_model(registry: Registry, ref: str) -> tuple[Path, list[str]]:
-    """The model folder or GGUF file of a ref, key or path, and what it may be called. Raises FileNotFoundError."""
+    """The folder or file of a ref, key or path, and what the model may be called.
+
+    Raises FileNotFoundError for a name that nothing has, StepFailed for an artifact that is no model.
+    """
     path = Path(ref).expanduser()
     if path.exists():
         names = [path.resolve().name, ref]
@@ -107,6 +111,7 @@ def find_model(registry: Registry, ref: str) -> tuple[Path, list[str]]:
             found = registry.get(ref)
         except UnknownArtifact as error:
             raise FileNotFoundError(f"{error} ({ref} is no file or folder either)") from error
+        if found.kind not in SERVED:
+            raise StepFailed(f"{ref} is a {found.kind}: name a {', a '.join(SERVED[:-1])} or a {SERVED[-1]}")
         path, names = found.path, [ref, found.key]
-    gguf = find_gguf(path)
-    return path if gguf is None else gguf, list(dict.fromkeys(names))
+    return path, list(dict.fromkeys(names))

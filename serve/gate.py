@@ -24,7 +24,7 @@ Receive = Callable[[], Awaitable[Any]]
 Send = Callable[[Any], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-GUARDED = ("/v1/", "/metrics", "/tokenize", "/docs", "/openapi.json")
+GUARDED = ("/v1/", "/metrics", "/tokenize", "/openapi.json")
 """Paths that want the API key. The others are the page and /health, which say nothing about anybody's text."""
 
 

@@ -160,8 +160,9 @@ def listen(bound: socket.socket, backlog: int) -> None:
 
 async def serve(app: Gate, network: Network, bound: socket.socket, on_ready: Callable[[Server], None]) -> None:
     """Load the model, then answer until told to end: by a signal, or by `should_exit` of the server that `on_ready` is
-    given. Raises
-    `serve.supervisor.WorkerDied` if the model cannot be loaded, ValueError if the address is taken by then.
+    given.
+
+    Raises `serve.supervisor.WorkerDied` if the model cannot be loaded, ValueError if the address is taken by then.
     """
     supervisor = app.state.supervisor
     server = make_server(app, network)

@@ -1,6 +1,6 @@
 """No flags: what a server needs to know, from the model's files and the machine, before anything is loaded.
 
-`choose` looks at tensor sizes, the config and what memory and cores there are (`serve.sizes`, `serve.limits`), and
+`choose` looks at tensor sizes, the config and what memory and cores there are (`serve.sizes`, `engine.limits`), and
 refuses what cannot fit while that costs nothing. What only a clock can say (dtype on a CPU, chunk, rows) it sets to
 careful values, which the worker replaces once it has the model (`serve.probe`). A choice has its value and one sentence
 of why; what the user fixed by a flag is taken over, and then only checked.
@@ -93,7 +93,8 @@ def choose(
         settings = _llama(choice, gguf, verifier)
     else:
         if not (path / "config.json").exists():
-            raise ValueError(f"{path} cannot be served with engine {choice.wishes.engine}: it holds no config.json")
+            engine = f"--engine {choice.wishes.engine}: " if choice.wishes.engine else ""
+            raise ValueError(f"{engine}{path} is no model folder (it holds no config.json), nor one with a GGUF file")
         settings = _torch(choice, path, verifier)
     settled = {"torch": SETTLED, "vllm": ("kv_tokens",)}.get(settings.engine, ())
     settings = replace(settings, unsettled=tuple(name for name in settled if name not in choice.fixed))

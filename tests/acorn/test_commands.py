@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from argparse import Namespace
 from pathlib import Path
 
 import pytest
 
 from acorn.__main__ import main
+from acorn.commands import guarded
 from tests.acorn.test_recipe import GOOD, write
 
 
@@ -86,3 +88,34 @@ def test_doctor_lists_the_machine_and_the_libraries(capsys: pytest.CaptureFixtur
     assert main(["--home", str(home), "doctor"]) == 0
     said = capsys.readouterr().out
     assert "nanotron" in said and "cores" in said
+
+
+def test_an_empty_registry_says_so_and_how_to_name_another(
+    capsys: pytest.CaptureFixture[str], home: Path, tmp_path: Path
+) -> None:
+    said = say(capsys, tmp_path / "none", "show", "quickstart/sft", code=1)
+    assert "nothing is yet: run a recipe" in said and "ACORN_HOME" in said
+    assert "`acorn artifacts ls`" in say(capsys, home, "show", "zzzz", code=1)
+
+
+def test_a_folder_in_place_of_a_recipe_is_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--home", str(tmp_path / "home"), "run", str(tmp_path)]) == 1
+    assert "a folder; name a recipe's file" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_registry_that_cannot_be_written_is_a_sentence(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way of a folder")
+    path = write(tmp_path, GOOD)
+    assert main(["--home", str(tmp_path / "file"), "run", str(path), "--only", "corpus"]) == 1
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Not a directory" in said and "ACORN_HOME" in said
+
+
+def test_only_a_command_that_builds_says_that_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def stopped(options: Namespace) -> int:
+        raise KeyboardInterrupt
+
+    assert guarded(stopped, Namespace(handler="search", prompt="Tom has 16 keys.")) == 130
+    assert "goes on" not in capsys.readouterr().err
+    assert guarded(stopped, Namespace(handler="search", prompt=None)) == 130
+    assert "goes on from here" in " ".join(capsys.readouterr().err.split())

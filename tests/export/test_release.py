@@ -22,7 +22,7 @@ from export.hub import push_to_hub
 from export.huggingface import ExportError
 from export.publish import PushError, find_release, push, push_to_url, read_sums
 from export.stage import STAGES
-from registry import Registry, Spec
+from registry import Registry, RegistryError, Spec
 from tests.export.hub import Hub
 from tests.export.hub import hub as local_hub
 from tests.jobs import make_job, run_here
@@ -313,6 +313,17 @@ def test_a_file_that_the_hub_holds_otherwise_is_an_error(name: str, world: dict[
 def test_a_hub_address_without_an_owner_is_refused(world: dict[str, Any]) -> None:
     with pytest.raises(PushError, match=r"write hf://owner/name"):
         push_to_hub(world["out"], "tiny", private=False)
+
+
+def test_a_hub_that_refuses_and_a_url_that_nobody_knows_are_sentences(world: dict[str, Any]) -> None:
+    # HF_HUB_OFFLINE is set in tests
+    with pytest.raises(PushError, match="may write to someone: `hf auth login`"):
+        push_to_hub(world["out"], "someone/tiny", private=False)
+    for url, said in (("nosuch://x", "Protocol not known"), ("abfs://x", "adlfs")):
+        with pytest.raises(PushError, match=said):
+            push_to_url(world["out"], url)
+        with pytest.raises(RegistryError, match=said):
+            world["registry"].push("tiny", url)
 
 
 def test_the_card_is_valid_yaml_whatever_the_name_holds(world: dict[str, Any], tmp_path: Path) -> None:

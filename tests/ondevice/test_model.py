@@ -69,6 +69,12 @@ def test_a_model_is_found_by_file_folder_ref_key_or_as_the_newest_export(gguf: P
     assert find_model(str(gguf), None, at).path == gguf / "tiny-f16.gguf"
     assert find_model("a/gguf", None, at).path.name == "a-f16.gguf"
     assert find_model("a/gguf", "q8_0", at).path.name == "a-q8_0.gguf"
+    release = home.parent / "release"
+    release.mkdir()
+    for name in ("Tiny-F16.gguf", "Tiny-Q8_0.gguf"):  # as releases and hubs have it
+        shutil.copyfile(gguf / "tiny-f16.gguf", release / name)
+    assert find_model(str(release), None, at).path.name == "Tiny-F16.gguf"
+    assert find_model(str(release), "q8_0", at).path.name == "Tiny-Q8_0.gguf"
     newest = max(Registry(home).artifacts(), key=lambda one: (one.kind == "gguf", one.created, one.key)).key
     for name in (None, "b/sft"):
         found = find_model(name, None, at)
@@ -99,3 +105,11 @@ def test_a_type_is_found_as_the_hub_spells_it(gguf: Path, tmp_path: Path) -> Non
 def test_an_empty_registry_says_how_to_get_a_model(tmp_path: Path) -> None:
     with pytest.raises(NoModel, match=r"no gguf artifact is under .*--model FILE\.gguf"):
         find_model(None, None, str(tmp_path / "none"))
+
+
+def test_a_release_can_be_talked_with(gguf: Path, tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "home")
+    with registry.build(Spec("release", 1, "release", {})) as build:
+        shutil.copyfile(gguf / "tiny-f16.gguf", build.out / "Tiny-F16.gguf")
+        registry.tag("b/release", build.publish().key)
+    assert find_model("b/release", None, str(tmp_path / "home")).path.name == "Tiny-F16.gguf"

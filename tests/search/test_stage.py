@@ -194,3 +194,5 @@ def test_one_prompt_is_solved_and_its_tree_shown(tiny_model: Path, tiny_prm: Pat
     assert "Mia has 3 cups." in screen and f"{outcome.spent.generated} tokens generated" in screen
     with pytest.raises(ValueError, match="did you mean dvts"):
         solve(tiny_model, tiny_prm, "x", "dvt", None)
+    with pytest.raises(ValueError, match=r"dvts needs a process reward model.*--prm"):
+        solve(tmp_path / "no model, which would be noticed later", None, "x", "dvts", None)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from acorn.launch import StepFailed
 from engine.limits import Memory
+from registry import Registry, Spec
+from serve.command import find_model
 from serve.settings import Settings, Wishes
 from serve.sizes import folder_size, gguf_size
 from serve.zero import FIELDS, TORCH, Machine, choose, gb, table
@@ -261,3 +265,25 @@ def test_one_slow_measurement_does_not_make_rows_free(tmp_path: Path) -> None:
     noisy = _rows(settings, one=0.05, eight=0.05, per_token=0.003)
     assert (noisy.rows, noisy.max_waiting) == (32, 64)
     assert _rows(settings, one=0.001, eight=0.001, per_token=1e-5).rows == ROWS[1]
+
+
+def test_a_release_is_served_from_its_gguf_and_with_torch_from_its_weights(
+    tiny_model: Path, tiny_gguf: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(tiny_model, tmp_path / "release"))
+    for name in ("Tiny-Q8_0.gguf", "Tiny-F16.gguf"):
+        shutil.copyfile(tiny_gguf, folder / name)
+    assert choose(folder, machine=LAPTOP).model == folder / "Tiny-F16.gguf"
+    assert choose(folder, Wishes(engine="torch"), machine=LAPTOP).model == folder
+
+
+def test_what_holds_no_model_is_refused_by_what_it_is(tmp_path: Path) -> None:
+    registry = Registry(tmp_path / "home")
+    with registry.build(Spec("toy", 1, "corpus", {})) as build:
+        (build.out / "text").write_text("x")
+        registry.tag("b/corpus", build.publish().key)
+    with pytest.raises(StepFailed, match="b/corpus is a corpus: name a model"):
+        find_model(registry, "b/corpus")
+    with pytest.raises(ValueError, match="is no model folder") as refused:
+        choose(tmp_path, machine=LAPTOP)
+    assert "None" not in str(refused.value)
