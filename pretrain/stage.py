@@ -25,7 +25,7 @@ STAGES: tuple[Stage, ...] = (
     Stage(
         name="hub_model",
         package="pretrain",
-        version=1,
+        version=2,
         identity=HubModelConfig,
         execution=HubModelExecution,
         output="model",

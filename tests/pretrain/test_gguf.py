@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers
 from transformers import AutoTokenizer
+from transformers.utils.chat_template_utils import render_jinja_template
 
 from export.gguf import write_gguf
 from export.strings import hard_strings
@@ -137,3 +138,16 @@ def test_a_tokenizer_of_another_kind_and_a_broken_file_are_refused(tiny_model: P
 
 def found(file: Path) -> list[Any]:
     return check_hub_model(HUB_MODEL.identity(path=str(file)), HUB_MODEL.execution())  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize("prompt", [True, False])
+def test_the_marked_template_of_smollm2_renders_what_its_own_does(smollm2_gguf: Path, prompt: bool) -> None:
+    own = gguf.GGUFReader(smollm2_gguf).fields["tokenizer.chat_template"].contents()
+    marked = (Path(__file__).parents[2] / "corpus/templates/smollm2.jinja").read_text(encoding="utf-8")
+    talk = [("user", "a\n b"), ("assistant", " x "), ("user", "q")]
+    for roles in (talk[:1], talk, [("system", "S"), *talk]):
+        messages = [{"role": role, "content": content} for role, content in roles]
+        texts = [
+            render_jinja_template([messages], chat_template=one, add_generation_prompt=prompt) for one in (own, marked)
+        ]
+        assert texts[0][0] == texts[1][0]
