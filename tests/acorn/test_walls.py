@@ -19,7 +19,7 @@ ALLOWED = {
     "distilabel": {"synth/distilabel", "synth/check.py"},
     "trl": {"posttrain/trl.py", "posttrain/online.py", "posttrain/check.py"},
     "lighteval": {"eval/lighteval.py", "eval/model.py", "eval/tasks.py", "eval/data.py", "eval/check.py"},
-    "gguf": {"export/gguf.py", "export/vocabulary.py", "export/blocks.py"},
+    "gguf": {"export/gguf.py", "export/vocabulary.py", "export/blocks.py", "pretrain/gguf.py"},
     "llama_cpp": {"export/quants.py"},
     "xllamacpp": {"export/llamacpp.py"},
     "smolagents": {"ondevice/smolagents.py"},
