@@ -1,4 +1,5 @@
-"""The tokenizer in a GGUF file, in the library tokenizers.
+"""What several packages know of GGUF files: the tokenizer in one, in the library tokenizers, and where a model says
+that it began as one.
 
 llama.cpp knows how text is cut before BPE by a name. The names here are those acorn exports (`smollm`, `gpt-2`,
 `llama-bpe`) and Qwen 2's and 3's; a file with another is refused rather than tokenised almost rightly.
@@ -13,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
+ORIGIN = "origin.json"
+"""In the folder of a model that began as a GGUF file: its `sha256`, its `tensor_types`, and its `general.*` texts."""
 _NUMBERS = {"llama-bpe": r"\p{N}{1,3}", "qwen2": r"\p{N}"}
 _WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|NUMBERS| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"

@@ -50,6 +50,13 @@ def cores(root: Path = Path("/")) -> tuple[int, str]:
     return found, source
 
 
+def default_threads() -> int:
+    """Threads for a computation: OMP_NUM_THREADS where it is set, else the cores that this process may use."""
+    if given := os.environ.get("OMP_NUM_THREADS"):
+        return max(1, int(given.split(",")[0]))
+    return cores()[0]
+
+
 def vram() -> Memory | None:
     """Of the first visible GPU, asked of the driver; RAM's for one that has no memory of its own; None without one."""
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")

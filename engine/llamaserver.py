@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from engine.header import NotGguf, read_header
+from engine.limits import default_threads
 
 TIMEOUT = 600.0
 _JSON = {"Content-Type": "application/json"}
@@ -61,7 +62,7 @@ class LlamaServer:
             prefix="acorn-llama-", dir=shared if os.access(shared, os.W_OK) else None
         )
         self._socket = str(Path(self._folder.name) / "server.sock")
-        params = _params(path, slots, self.context, threads or _default_threads(), exact, gpu_layers)
+        params = _params(path, slots, self.context, threads or default_threads(), exact, gpu_layers)
         params.hostnames = [self._socket]
         params.slot_save_path = self._folder.name + "/"
         params.special = special
@@ -204,12 +205,6 @@ def _trained_context(path: Path) -> int:
         raise LlamaError(str(error)) from error
     except OSError as error:
         raise LlamaError(f"{path} is no GGUF model that can be read: {error.strerror}") from error
-
-
-def _default_threads() -> int:
-    if given := os.environ.get("OMP_NUM_THREADS"):
-        return max(1, int(given.split(",")[0]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _params(path: Path, slots: int, context: int, threads: int, exact: bool, gpu_layers: int) -> Any:

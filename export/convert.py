@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from acorn.stage import Job
+from engine.limits import default_threads
 from export.config import NEED_IMPORTANCE, WRITTEN_HERE, GgufConfig, LlamaCppExecution, Proof
 from export.gguf import Written, read_written, write_gguf
 from export.huggingface import read_shape
-from export.llamacpp import default_threads
 from export.quants import quantise
 from export.vocabulary import read_vocabulary
 

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from engine.limits import default_threads
 from export.blocks import encode, encode_all
 from export.huggingface import ExportError, LlamaShape, Rope, Weights, read_shape
-from export.llamacpp import default_threads
 from export.vocabulary import Vocabulary, read_vocabulary
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class _Tensor:
 def write_gguf(model: Path, path: Path, kind: str, general: dict[str, str], threads: int | None = None) -> Written:
     """Write `model` to `path` with its matrices in `kind` (`"f16"`, `"q8_0"`, ...) and `general.*` metadata.
 
-    The bytes do not depend on `threads`; None is `export.llamacpp.default_threads`.
+    The bytes do not depend on `threads`; None is `engine.limits.default_threads`.
     Raises ExportError for models that llama.cpp would not compute the same with.
     """
     import gguf

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from acorn.gguf import ORIGIN
 from registry import Manifest, Registry
 
 LIBRARIES = {
@@ -22,8 +23,6 @@ LIBRARIES = {
 }
 
 
-ORIGIN = "origin.json"
-"""Of a model that began as a GGUF file: what that was."""
 DATA = ("corpus", "chat", "preferences")
 """Kinds of artifacts that are data; the `path` in a config of theirs may be a data set's on the hub."""
 

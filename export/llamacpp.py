@@ -10,25 +10,19 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import signal
 import socket
 import tempfile
 from pathlib import Path
 from typing import Any
 
+from engine.limits import default_threads
+
 TIMEOUT = 600.0
 
 
 class LlamaError(RuntimeError):
     """llama.cpp refused a file or a request; the message is its own."""
-
-
-def default_threads() -> int:
-    """OMP_NUM_THREADS where it is set, else the cores this process may use."""
-    if given := os.environ.get("OMP_NUM_THREADS"):
-        return max(1, int(given.split(",")[0]))
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class LlamaCpp:

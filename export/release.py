@@ -14,10 +14,11 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from acorn.gguf import ORIGIN
 from acorn.stage import Job
 from export.card import Facts, write_card
 from export.config import ReleaseConfig
-from export.history import ORIGIN, input_digests, read_history
+from export.history import input_digests, read_history
 from export.huggingface import ExportError, read_json
 from export.ollama import modelfile, read_turns
 

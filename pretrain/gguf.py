@@ -15,13 +15,11 @@ from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from acorn.gguf import GgufTokenizer, read_tokenizer
+from acorn.gguf import ORIGIN, GgufTokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     import numpy as np
 
-ORIGIN = "origin.json"
-"""Where the weights come from: `sha256` of the file, its `tensor_types`, and its `general.*` texts."""
 _OUTER = {
     "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",

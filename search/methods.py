@@ -129,8 +129,8 @@ def check_verifier(entry: Entry, method: str, has_verifier: bool) -> None:
     if entry.scored and not has_verifier:
         unscored = ", ".join(name for name, other in METHODS.items() if not other.scored)
         raise ValueError(
-            f"{method} needs a process reward model, and none was trained for this model: give one (--prm, or a "
-            f"step's input `prm`), or use one of {unscored}"
+            f"{method} needs a process reward model, and there is none: give one (--prm, or a step's input `prm`), or "
+            f"use one of {unscored}"
         )
 
 

@@ -63,12 +63,10 @@ class Shares:
         self._left: set[int] = set()  # slots that a search used last
         self._stepped = True  # whether the last slot went to a step
 
-    def drop(self, job: Job) -> bool:
-        """Forget a job that waits; whether it did."""
-        if job not in self.waiting[job.step]:
-            return False
-        self.waiting[job.step].remove(job)
-        return True
+    def drop(self, job: Job) -> None:
+        """Forget a job, if it waits."""
+        if job in self.waiting[job.step]:
+            self.waiting[job.step].remove(job)
 
     def grant(self) -> list[Grant]:
         """Give free slots to those that wait."""

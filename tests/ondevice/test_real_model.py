@@ -14,45 +14,44 @@ import pytest
 from benchmarks.ondevice_texts import SAMPLES
 from ondevice.llama import Llama
 from tests.ondevice.conftest import Typed
-from tests.ondevice.smollm2 import REASON, smollm2
-
-FILE = smollm2()
-pytestmark = pytest.mark.skipif(FILE is None, reason=REASON)
-MODEL = ["--model", str(FILE), "--context", "2048"]
 
 
-def test_it_answers_a_question(typed: Typed) -> None:
-    code, out, _ = typed("chat", *MODEL, "--prompt", "How many days are in a week?", "--temperature", "0")
+@pytest.fixture
+def model(smollm2_gguf: Path) -> list[str]:
+    return ["--model", str(smollm2_gguf), "--context", "2048"]
+
+
+def test_it_answers_a_question(typed: Typed, model: list[str]) -> None:
+    code, out, _ = typed("chat", *model, "--prompt", "How many days are in a week?", "--temperature", "0")
     assert code == 0 and "7" in out
 
 
-def test_a_summary_names_its_subject(typed: Typed) -> None:
+def test_a_summary_names_its_subject(typed: Typed, model: list[str]) -> None:
     [news] = (sample for sample in SAMPLES if sample.name == "news")
-    _, out, _ = typed("summarize", "-", *MODEL, "--max-tokens", "64", "--json", stdin=news.text)
+    _, out, _ = typed("summarize", "-", *model, "--max-tokens", "64", "--json", stdin=news.text)
     assert "ferry" in json.loads(out)["text"].lower()  # whether it ends by itself is another matter
 
 
-def test_the_agent_computes_with_the_calculator(typed: Typed) -> None:
-    code, out, err = typed("agent", "What is 23 * 47?", *MODEL)
+def test_the_agent_computes_with_the_calculator(typed: Typed, model: list[str]) -> None:
+    code, out, err = typed("agent", "What is 23 * 47?", *model)
     assert code == 0 and "1081" in out
     assert "calculator" in err
 
 
-def test_the_front_of_the_server_cuts_text_as_llama_cpp_does() -> None:
+def test_the_front_of_the_server_cuts_text_as_llama_cpp_does(smollm2_gguf: Path) -> None:
     import gguf
 
     from export.strings import FIXED, byte_level, hard_strings
     from serve.gguf import read_gguf
 
-    assert FILE is not None
-    fields = gguf.GGUFReader(FILE).fields
+    fields = gguf.GGUFReader(smollm2_gguf).fields
     names, merges, kinds = (fields[f"tokenizer.ggml.{key}"].contents() for key in ("tokens", "merges", "token_type"))
     special = [name for name, kind in zip(names, kinds, strict=True) if kind == 3]
     tokens = [byte_level(name) for name, kind in zip(names, kinds, strict=True) if kind == 1]
     pairs = [tuple(byte_level(part) for part in merge.split(" ")) for merge in merges]
     strings = hard_strings(2000, tokens, pairs, special, 0)  # type: ignore[arg-type]
-    front, _ = read_gguf(FILE)
-    with Llama(Path(FILE), 256) as llama:
+    front, _ = read_gguf(smollm2_gguf)
+    with Llama(smollm2_gguf, 256) as llama:
         for start in range(0, len(strings), 200):
             text = special[0].join(strings[start : start + 200])
             assert np.frombuffer(front.encode(text), np.uint32).tolist() == llama.tokenize(text, first=False)
